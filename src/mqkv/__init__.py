@@ -1,0 +1,58 @@
+"""A key-value store on the streams of a message broker, or in a file, or in memory."""
+
+from mqkv.codecs import Codec, DefaultCodec
+from mqkv.errors import (
+    Closed,
+    ConnectionFailed,
+    Error,
+    InvalidKey,
+    InvalidOption,
+    InvalidTTL,
+    InvalidURL,
+    InvalidValue,
+    KeyNotFound,
+    NotAStream,
+    OutcomeUnknown,
+    ReadTimeout,
+    Stale,
+    StreamDamaged,
+    StreamMissing,
+    UnreadableValue,
+    UpgradeRequired,
+    ValueTooLarge,
+    WriteTimeout,
+)
+from mqkv.mapping import StreamDict
+from mqkv.store import Entry, Store
+from mqkv.watch import Change, Watch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Change",
+    "Closed",
+    "Codec",
+    "ConnectionFailed",
+    "DefaultCodec",
+    "Entry",
+    "Error",
+    "InvalidKey",
+    "InvalidOption",
+    "InvalidTTL",
+    "InvalidURL",
+    "InvalidValue",
+    "KeyNotFound",
+    "NotAStream",
+    "OutcomeUnknown",
+    "ReadTimeout",
+    "Stale",
+    "Store",
+    "StreamDamaged",
+    "StreamDict",
+    "StreamMissing",
+    "UnreadableValue",
+    "UpgradeRequired",
+    "ValueTooLarge",
+    "Watch",
+    "WriteTimeout",
+]

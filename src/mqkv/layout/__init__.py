@@ -1,0 +1,7 @@
+"""Layouts: how the keys of a keyspace are spread over streams. The store above sees one interface, whatever the layout."""
+
+from mqkv.layout.base import Keyspace, Options
+from mqkv.layout.per_key import PerKeyKeyspace
+from mqkv.layout.shared import SharedKeyspace
+
+__all__ = ["Keyspace", "Options", "PerKeyKeyspace", "SharedKeyspace"]

@@ -1,0 +1,130 @@
+"""A ``MutableMapping`` over a store: ``d["k"] = v``. It knows the store and nothing below it."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from types import TracebackType
+from typing import Any
+
+from mqkv.errors import KeyNotFound
+from mqkv.store import Store
+
+_ABSENT: Any = object()
+
+
+class StreamDict(MutableMapping[str, Any]):
+    """A dict whose keys live in a keyspace: shared between processes, and still there tomorrow. Thread-safe.
+
+    Made from a URL (the shared layout, unless told otherwise; options are those of :class:`mqkv.Store`), or from a store, which stays
+    open when the dict is closed. Iteration, views and ``==`` work on the keys of one moment. A value that was changed in place must be
+    set again. ``pop`` and ``setdefault`` read, then write: another process may come between.
+    """
+
+    def __init__(self, place: str | Store, **options: Any) -> None:
+        if isinstance(place, Store):
+            if options:
+                raise TypeError("options go to the store that is passed, not to the StreamDict around it")
+            self._store, self._own = place, False
+        else:
+            options.setdefault("layout", "shared")
+            self._store, self._own = Store(place, **options), True
+
+    @property
+    def store(self) -> Store:
+        """The store beneath: ttl, watches, history."""
+        return self._store
+
+    def __repr__(self) -> str:
+        return f"<mqkv.StreamDict on {self._store!r}>"
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._store.get(key, _ABSENT)
+        if value is _ABSENT:
+            raise KeyNotFound(key)
+        return value
+
+    def __setitem__(self, key: str, value: object) -> None:
+        self._store.set(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if not self._store.delete(key):
+            raise KeyNotFound(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._store
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._store.keys())
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return dict(self._store.items()) == dict(other.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __ior__(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> StreamDict:
+        self.update(other)
+        return self
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self.copy(), **other} if isinstance(other, Mapping) else NotImplemented
+
+    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return {**other, **self.copy()} if isinstance(other, Mapping) else NotImplemented
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._store.get(key, default)
+
+    def discard(self, key: str) -> None:
+        """Delete a key that may be there or not, without asking."""
+        self._store.delete(key)
+
+    def clear(self) -> None:
+        """Remove all keys, by one record in the shared layout."""
+        self._store.clear()
+
+    def copy(self) -> dict[str, Any]:
+        """All keys and values at one moment, in an ordinary dict."""
+        return dict(self._store.items())
+
+    def keys(self) -> KeysView[str]:
+        return KeysView(self)
+
+    def items(self) -> ItemsView[str, Any]:
+        return ItemsView(_Snapshot(self))
+
+    def values(self) -> ValuesView[Any]:
+        return ValuesView(_Snapshot(self))
+
+    def close(self) -> None:
+        """Close the store, if it was opened here. Idempotent."""
+        if self._own:
+            self._store.close()
+
+    def __enter__(self) -> StreamDict:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class _Snapshot(Mapping[str, Any]):
+    """What a view looks at: each iteration takes the keys and values of one moment."""
+
+    def __init__(self, mapping: StreamDict) -> None:
+        self._mapping = mapping
+        self._moment: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._moment[key] if key in self._moment else self._mapping[key]
+
+    def __iter__(self) -> Iterator[str]:
+        self._moment = self._mapping.copy()
+        return iter(self._moment)
+
+    def __len__(self) -> int:
+        return len(self._mapping)

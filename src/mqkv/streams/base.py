@@ -1,0 +1,200 @@
+"""What an engine must do: six methods, about messages and offsets, never about keys.
+
+Rules that every engine keeps (``mqkv.testing.EngineContract`` checks them):
+
+1. A stream is totally ordered. Offsets rise; they may have gaps.
+2. A sink gets each message of its stream once, in order, in one thread at a time, from its start on, across lost connections.
+3. An append is settled only after this process's sinks on that stream have been given the message.
+4. An append that is retried keeps its id; a copy that may be a second one carries ``RETRY_HEADER``.
+5. Only errors of ``mqkv.errors`` come out.
+6. Nothing waits without a bound.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+HeaderValue = str | int | bool | float
+
+RETRY_HEADER = "__mqkv_retry__"
+
+T = TypeVar("T")
+
+
+class Message(NamedTuple):
+    """One message, as it stands in a stream. Engines write headers of ``str``, ``int`` and ``bool``, and read ``float`` too."""
+
+    body: bytes = b""
+    headers: Mapping[str, HeaderValue] = {}
+    id: str | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+
+
+Delivery = tuple[int, Message]
+
+
+class Start(enum.Enum):
+    """Where a tail begins, if not at an offset (an ``int``: the first message at or after it)."""
+
+    FIRST = "first"
+    LAST = "last"  #: at the newest message, or some messages before it
+    NEXT = "next"  #: after all that was appended before the tail was opened
+
+
+class Sink(Protocol):
+    """What a tail feeds. Called by one thread at a time; must be quick and must not call the engine."""
+
+    def deliver(self, batch: Sequence[Delivery]) -> None:
+        """Messages of the stream, in order."""
+
+    def interrupted(self) -> None:
+        """The connection is gone: what is known may be stale from now on. The tail resumes by itself."""
+
+    def resumed(self) -> None:
+        """All that was appended while the connection was gone has been delivered."""
+
+    def reset(self) -> None:
+        """The log is not the one that was read so far (truncated, or made anew): forget it; deliveries start over."""
+
+    def ended(self, error: Exception) -> None:
+        """Nothing more will come: the stream was deleted (``StreamMissing``) or can't be read (``StreamDamaged``)."""
+
+
+class Promise(Generic[T]):
+    """A result that another thread will bring. Thread-safe; the first ``resolve`` or ``reject`` counts, later ones do nothing."""
+
+    __slots__ = ("_callbacks", "_done", "_error", "_gate", "_value")
+    _mutex = threading.Lock()
+
+    _value: T
+    _gate: threading.Lock | None
+
+    def __init__(self) -> None:
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._done = False
+        self._error: BaseException | None = None
+        self._callbacks: list[Callable[[Promise[T]], object]] | None = None
+
+    @classmethod
+    def of(cls, value: T) -> Promise[T]:
+        """A promise that is kept already."""
+        promise: Promise[T] = cls.__new__(cls)
+        promise._value = value
+        promise._error = None
+        promise._done = True
+        return promise
+
+    def resolve(self, value: T) -> None:
+        self._settle(value, None)
+
+    def reject(self, error: BaseException) -> None:
+        self._settle(None, error)  # type: ignore[arg-type]
+
+    def _settle(self, value: T, error: BaseException | None) -> None:
+        with Promise._mutex:
+            if self._done:
+                return
+            self._value, self._error = value, error
+            self._done = True
+            callbacks, self._callbacks = self._callbacks, None
+        if self._gate is not None:
+            self._gate.release()
+        for callback in callbacks or ():
+            callback(self)
+
+    def then(self, callback: Callable[[Promise[T]], object]) -> None:
+        """Call ``callback(self)`` when settled, in the settling thread; at once if it is settled already."""
+        with Promise._mutex:
+            if not self._done:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    def done(self) -> bool:
+        return self._done
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it was settled within ``timeout`` seconds."""
+        if self._done:
+            return True
+        assert self._gate is not None
+        if not self._gate.acquire(timeout=max(timeout, 0)):
+            return self._done
+        self._gate.release()
+        return True
+
+    def error(self) -> BaseException | None:
+        """What it was rejected with. Only for a settled promise."""
+        return self._error
+
+    def result(self) -> T:
+        """The value, or raise what it was rejected with. Only for a settled promise: ``wait`` first."""
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Tail(ABC):
+    """A subscription to one stream, and the way to append to it. Thread-safe."""
+
+    #: Settled when every message that was appended and confirmed before ``open`` has been delivered, or with
+    #: ``StreamMissing``, ``StreamDamaged``, ``NotAStream`` or ``ConnectionFailed`` (the tail is closed then).
+    ready: Promise[None]
+
+    #: Settled when the tail is attached: whatever is appended from then on will be delivered. Not later than ``ready``.
+    attached: Promise[None]
+
+    @abstractmethod
+    def append(self, message: Message, timeout: float) -> Promise[int]:
+        """Append, and learn the offset. Appends of one thread keep their order. The message must have an id.
+
+        The promise is settled within ``timeout`` seconds: with the offset; with ``StreamMissing`` or ``ConnectionFailed``
+        (nothing was written) or with ``OutcomeUnknown``. May block for up to ``timeout`` where too much is under way.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Deliver nothing more (a delivery under way in another thread may still end). Appends under way are still settled."""
+
+
+class Engine(ABC):
+    """A place that keeps streams. Thread-safe. Connects at its first use."""
+
+    #: ``signal[0]`` changes when another process may have appended. A reader that finds it changed calls ``catch_up``.
+    signal: Sequence[int] = (0,)
+
+    @abstractmethod
+    def declare(self, stream: str, max_age: int | None, timeout: float) -> None:
+        """Make the stream if there is none; ``max_age`` in seconds is for a new one. One that exists is left as it is."""
+
+    @abstractmethod
+    def open(self, stream: str, start: Start | int, sink: Sink) -> Tail:
+        """Begin to feed ``sink``. Returns at once; errors come out of ``Tail.ready``. Never declares the stream."""
+
+    @abstractmethod
+    def last(self, stream: str, timeout: float) -> Delivery | None:
+        """The newest message that was confirmed before the call; None for an empty stream; ``StreamMissing`` for none."""
+
+    @abstractmethod
+    def delete(self, stream: str, timeout: float) -> None:
+        """Delete the stream with all its messages. Tails on it end. Deleting what is not there does nothing."""
+
+    @abstractmethod
+    def catch_up(self) -> None:
+        """Deliver in this thread what other processes appended before this call. Nothing to do for an engine that pushes."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all tails without a word to their sinks, and let go of everything. Idempotent."""
+
+    @abstractmethod
+    def after_fork(self) -> None:
+        """In a forked child: let go of what is shared with the parent, without a word to the other side. Not usable after."""

@@ -1,0 +1,259 @@
+"""A table: what this process knows of one stream. It is the sink of a tail and keeps the fold's state.
+
+It knows records and cells, and no engine, layout or store; it never waits. Rules:
+
+1. Everything that changes is changed under the lock; readers of ``shown`` take none (a dict lookup is atomic).
+2. ``shown`` holds, ready to be handed out, the values that can be shared; what is mutable, absent or not served is not in it.
+3. A write that nobody waited for is shown at once, and stays shown until its own record is folded or has failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from mqkv.codecs import IMMUTABLE, Codec
+from mqkv.errors import Error, StreamMissing, UpgradeRequired
+from mqkv.fold import Cell, Outcome, State, fold
+from mqkv.logfmt import Log
+from mqkv.record import Record, Unreadable, parse
+from mqkv.streams.base import Delivery, Promise, Tail
+
+#: What ``shown`` holds for a key: the value, and the expiry in Unix seconds.
+Shown = tuple[object, "float | None"]
+
+#: What a subscriber is told: kind (``set``, ``delete``, ``clear``, ``reset``, ``ended``), key, the cell (of a set), and the record's offset.
+Event = tuple[str, str, "Cell | None", int, "int | None"]
+Subscriber = Callable[[Event], None]
+
+
+class Table:
+    """One stream, folded. Thread-safe."""
+
+    tail: Tail
+
+    def __init__(self, stream: str, codec: Codec, log: Log, *, key: str | None = None, shown: dict[str, Shown] | None = None) -> None:
+        self.stream = stream
+        self.key = key  #: the one key of the stream, in the per-key layout
+        self.state = State()
+        self.shown: dict[str, Shown] = {} if shown is None else shown
+        self.serving = key is None  #: whether folded values are shown
+        self.position = -1  #: the offset that was folded last
+        self.determined = False  #: whether what was folded first tells the whole state of its key, whatever came before it
+        self.unreadable = 0
+        self.failed: Error | None = None  #: why there is nothing to be read here any more
+        self.out_of_touch_since: float | None = None
+        self.rebuilt = Promise[None].of(None)
+        self.on_change: Callable[[], None] | None = None  #: called when it may have become readable, or ceased to be
+        self._codec = codec
+        self._log = log
+        self._lock = threading.Lock()
+        self._awaited: dict[str, Outcome | None] = {}
+        self._pending: dict[str, dict[str, Cell | None]] = {}
+        self._subscribers: tuple[Subscriber, ...] = ()
+
+    # Reading
+
+    def read(self, key: str) -> Cell | None:
+        """The newest cell of a key: this process's own write under way, or what the log says."""
+        pending = self._pending.get(key)
+        if pending:
+            with self._lock:
+                if pending:
+                    return next(reversed(pending.values()))
+        return self.state.cells.get(key)
+
+    def snapshot(self) -> dict[str, Cell]:
+        """All cells at one moment, in a dict of the caller's own."""
+        with self._lock:
+            cells = dict(self.state.cells)
+            for key, pending in self._pending.items():
+                cell = next(reversed(pending.values()))
+                if cell is None:
+                    cells.pop(key, None)
+                else:
+                    cells[key] = cell
+            return cells
+
+    def is_pending(self, key: str) -> bool:
+        return key in self._pending
+
+    # Writing
+
+    def expect(self, id: str) -> None:
+        """Keep the outcome of the record with this id until it is taken."""
+        self._awaited[id] = None
+
+    def take(self, id: str) -> Outcome | None:
+        return self._awaited.pop(id, None)
+
+    def show_early(self, record: Record, cell: Cell | None) -> None:
+        """Show a write before it is confirmed."""
+        assert record.id is not None
+        with self._lock:
+            self._pending.setdefault(record.key, {})[record.id] = cell
+            self._show(record.key)
+
+    def forget_early(self, key: str, id: str) -> None:
+        """The write is settled: the log speaks for itself again."""
+        with self._lock:
+            self._settle(key, id)
+
+    def serve(self, serving: bool) -> None:
+        """Whether the folded value of this stream's one key is shown."""
+        with self._lock:
+            self.serving = serving
+            if self.key is not None:
+                self._show(self.key)
+
+    def subscribe(self, subscriber: Subscriber, *, current: bool = False) -> None:
+        """Tell ``subscriber`` each change from now on; with ``current`` first what is there, with nothing lost in between."""
+        with self._lock:
+            if current:
+                for key, cell in self.state.cells.items():
+                    subscriber(("set", key, cell, cell.revision, cell.written_ms))
+            self._subscribers = (*self._subscribers, subscriber)
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        with self._lock:
+            self._subscribers = tuple(other for other in self._subscribers if other is not subscriber)
+
+    @property
+    def watched(self) -> bool:
+        return bool(self._subscribers)
+
+    # The sink
+
+    def deliver(self, batch: Sequence[Delivery]) -> None:
+        with self._lock:
+            if self.failed is None:
+                for offset, message in batch:
+                    try:
+                        record = parse(message, self.key)
+                    except Unreadable as why:
+                        self._skip(offset, str(why))
+                    except UpgradeRequired as error:
+                        self._fail(error)
+                        return
+                    else:
+                        self._fold(offset, record)
+                    self.position = offset
+
+    def interrupted(self) -> None:
+        if self.out_of_touch_since is None:
+            self.out_of_touch_since = time.monotonic()
+        self._changed()
+
+    def resumed(self) -> None:
+        self.out_of_touch_since = None
+        self.rebuilt.resolve(None)
+        self._changed()
+
+    def reset(self) -> None:
+        with self._lock:
+            self.state = State()
+            self.position = -1
+            self._hide_all()
+            if self.rebuilt.done():
+                self.rebuilt = Promise()
+            self._tell("reset", "", None, -1, None)
+        self._changed()
+        self._log(logging.WARNING, "reset", stream=self.stream)
+
+    def ended(self, error: Exception) -> None:
+        failed = error if isinstance(error, Error) else StreamMissing(f"the tail of stream {self.stream} has ended: {error}")
+        with self._lock:
+            self._fail(failed)
+
+    # Under the lock
+
+    def _fold(self, offset: int, record: Record) -> None:
+        state, id = self.state, record.id
+        outcome = fold(state, offset, record)
+        if outcome is None:
+            if id is None or not record.retry:
+                self._skip(offset, "an unknown operation, or a repeat")
+            return
+        if id in self._awaited:
+            self._awaited[id] = outcome
+        kind, key = outcome.kind, record.key
+        if state.removed:
+            self._forget_removed()
+        if self._pending and key in self._pending and id is not None:
+            self._settle(key, id)
+        if not self.determined and self.position < 0:
+            self.determined = not record.retry and record.op in ("set", "delete")
+        if kind == "set":
+            self._show(key)
+            if self._subscribers:
+                self._tell("set", key, state.cells.get(key), offset, record.written_ms)
+        elif kind == "delete":
+            self._show(key)
+            if outcome.found:
+                self._tell("delete", key, None, offset, record.written_ms)
+        elif kind == "clear":
+            self._hide_all()
+            self._tell("clear", "", None, offset, record.written_ms)
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+    def _show(self, key: str) -> None:
+        pending = self._pending.get(key)
+        if pending:
+            cell = next(reversed(pending.values()))
+        else:
+            cell = self.state.cells.get(key) if self.serving else None
+        if cell is not None and cell.content_encoding is None:
+            try:
+                value = self._codec.decode(cell.body, cell.content_type)
+            except Exception:  # noqa: BLE001 -- a codec may be the user's own; reading the key says what is wrong
+                self._log.once(logging.WARNING, "undecodable", "undecodable", stream=self.stream, offset=cell.revision)
+            else:
+                if type(value) in IMMUTABLE:
+                    expires_ms = cell.expires_ms
+                    self.shown[key] = (value, None if expires_ms is None else expires_ms / 1000)
+                    return
+        self.shown.pop(key, None)
+
+    def _settle(self, key: str, id: str) -> None:
+        pending = self._pending.get(key)
+        if pending is not None and id in pending:
+            del pending[id]
+            if not pending:
+                del self._pending[key]
+            self._show(key)
+
+    def _forget_removed(self) -> None:
+        removed = self.state.removed[:]
+        self.state.removed.clear()
+        for key in removed:
+            self._show(key)
+
+    def _hide_all(self) -> None:
+        if self.key is None:
+            self.shown.clear()
+            for key in self._pending:
+                self._show(key)
+        else:
+            self._show(self.key)
+
+    def _skip(self, offset: int, why: str) -> None:
+        self.unreadable += 1
+        self._log.once(logging.WARNING, f"skip {self.stream}", "skip", stream=self.stream, offset=offset, reason=why)
+
+    def _fail(self, error: Error) -> None:
+        self.failed = error
+        self.state = State()
+        self._hide_all()
+        self.rebuilt.resolve(None)
+        self._tell("ended", "", None, -1, None)
+        self._changed()
+        self._log(logging.WARNING, "table-ended", stream=self.stream, reason=type(error).__name__)
+
+    def _tell(self, kind: str, key: str, cell: Cell | None, offset: int, written_ms: int | None) -> None:
+        for subscriber in self._subscribers:
+            subscriber((kind, key, cell, offset, written_ms))
