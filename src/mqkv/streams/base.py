@@ -191,6 +191,9 @@ class Engine(ABC):
     def catch_up(self) -> None:
         """Deliver in this thread what other processes appended before this call. Nothing to do for an engine that pushes."""
 
+    def listen(self) -> None:  # noqa: B027 -- an engine that pushes anyway has nothing to do
+        """Deliver without being asked from now on: somebody waits. Idempotent, and quick."""
+
     @abstractmethod
     def close(self) -> None:
         """End all tails without a word to their sinks, and let go of everything. Idempotent."""
