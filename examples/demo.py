@@ -22,6 +22,7 @@ from rich.markup import escape
 
 import mqkv
 
+USAGE = "usage: scripts/demo [URL]      URL: amqp://user:password@host/vhost, amqps://..., or file:///folder"
 PATIENCE = 30  # seconds that one process waits for the other before it gives up
 ROUNDS = 200  # sets whose latency is measured
 
@@ -34,10 +35,9 @@ class Trouble(Exception):
 
 def main(arguments: list[str]) -> int:
     if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
-        print(
-            "usage: scripts/demo [URL]      URL: amqp://user:password@host/vhost, amqps://..., or file:///folder", file=sys.stderr
-        )
-        return 2
+        asked = arguments[0] in ("-h", "--help")
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     try:
         with place(arguments) as url:
             demonstrate(url)

@@ -45,8 +45,10 @@ class DefaultCodec:
             body = msgspec.json.encode(value)
             back = msgspec.json.decode(body)
             same = type(back) is type(value) and back == value
-        except Exception as error:
-            raise InvalidValue(f"a value of type {type(value).__name__} is not JSON ({type(error).__name__}): pass a codec") from None
+        except Exception as error:  # noqa: BLE001 -- whatever an object's own methods raise
+            raise InvalidValue(
+                f"a value of type {type(value).__name__} is not JSON ({type(error).__name__}): pass a codec"
+            ) from None
         if not same:
             # Tuples, sets, dates, dicts with int keys, NaN: JSON would give back something else.
             raise InvalidValue(f"a value of type {type(value).__name__} would not come back from JSON as it is: pass a codec")

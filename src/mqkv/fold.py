@@ -4,7 +4,8 @@ Rules:
 
 1. The answer depends on the records and on nothing else, so that every process that has read the same log knows the same.
 2. An operation finds an entry expired when the operation's own record was written at or after the expiry. Once *log time* (the
-   newest time that any record has told) is past the expiry by a margin, the entry is gone for everybody, and only then is it dropped.
+   newest time that any record has told) is past the expiry by a margin, the entry is gone for everybody, and only then is it
+   dropped.
 3. A record whose id is among the last ``Settings.id_window`` ones is a repeat and does nothing.
 4. A new operation is one small function in :data:`OPERATIONS`.
 """
@@ -81,6 +82,7 @@ class State:
         self.cells[key] = cell
         if cell.expires_ms is not None:
             heapq.heappush(self._expiries, (_gone_at(cell), key, cell.revision))
+            self.advance(self.log_time)  # a writer whose clock is far behind may write what is gone already
 
     def advance(self, time_ms: int) -> None:
         """Move log time on, and drop what is expired for everybody."""

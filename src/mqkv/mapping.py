@@ -15,9 +15,9 @@ _ABSENT: Any = object()
 class StreamDict(MutableMapping[str, Any]):
     """A dict whose keys live in a keyspace: shared between processes, and still there tomorrow. Thread-safe.
 
-    Made from a URL (the shared layout, unless told otherwise; options are those of :class:`mqkv.Store`), or from a store, which stays
-    open when the dict is closed. Iteration, views and ``==`` work on the keys of one moment. A value that was changed in place must be
-    set again. ``pop`` and ``setdefault`` read, then write: another process may come between.
+    Made from a URL (the shared layout, unless told otherwise; options are those of :class:`mqkv.Store`), or from a store, which
+    stays open when the dict is closed. Iteration, views and ``==`` work on the keys of one moment. A value that was changed in
+    place must be set again. ``pop`` and ``setdefault`` read, then write: another process may come between.
     """
 
     def __init__(self, place: str | Store, **options: Any) -> None:
@@ -66,14 +66,14 @@ class StreamDict(MutableMapping[str, Any]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __ior__(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> StreamDict:
+    def __ior__(self, other: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> StreamDict:  # type: ignore[misc]
         self.update(other)
         return self
 
-    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+    def __or__(self, other: object) -> dict[str, Any]:
         return {**self.copy(), **other} if isinstance(other, Mapping) else NotImplemented
 
-    def __ror__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+    def __ror__(self, other: object) -> dict[str, Any]:
         return {**other, **self.copy()} if isinstance(other, Mapping) else NotImplemented
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -137,7 +137,9 @@ def _check_version(version: HeaderValue) -> None:
     if type(version) is not int:
         raise Unreadable(f"{VERSION} is not an int")
     if version > FORMAT_VERSION:
-        raise UpgradeRequired(f"a record of format {version} stands in the stream, and this mqkv reads {FORMAT_VERSION}: upgrade mqkv")
+        raise UpgradeRequired(
+            f"a record of format {version} stands in the stream, and this mqkv reads {FORMAT_VERSION}: upgrade mqkv"
+        )
 
 
 def _operation(op: HeaderValue, headers: Mapping[str, HeaderValue]) -> tuple[str, str, Mapping[str, HeaderValue]]:

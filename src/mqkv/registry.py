@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mqkv.check import queue_name
 from mqkv.errors import InvalidOption
@@ -22,8 +22,12 @@ from mqkv.logfmt import Log
 from mqkv.streams.base import Engine
 from mqkv.url import URL
 
-if TYPE_CHECKING:
-    from mqkv.store import Store
+
+class Forked(Protocol):
+    """Somebody who must know that the process has forked."""
+
+    def after_fork(self) -> None:
+        """Called in the child."""
 
 
 class _Counted:
@@ -38,7 +42,7 @@ class _Counted:
 _lock = threading.Lock()
 _engines: dict[URL, _Counted] = {}
 _keyspaces: dict[Hashable, _Counted] = {}
-_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_listeners: weakref.WeakSet[Forked] = weakref.WeakSet()
 _inherited: list[_Counted] = []
 
 
@@ -111,9 +115,9 @@ class Place:
             each.close()
 
 
-def enlist(store: Store) -> None:
-    """Have a store told when the process has forked."""
-    _stores.add(store)
+def enlist(listener: Forked) -> None:
+    """Have somebody told, in the child, when the process has forked. Kept weakly."""
+    _listeners.add(listener)
 
 
 def _after_fork() -> None:
@@ -125,8 +129,8 @@ def _after_fork() -> None:
     _inherited.extend([*_engines.values(), *_keyspaces.values()])
     _engines.clear()
     _keyspaces.clear()
-    for store in list(_stores):
-        store._after_fork()
+    for listener in list(_listeners):
+        listener.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

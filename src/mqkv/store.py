@@ -55,15 +55,15 @@ _NOWHERE: Any = _Nowhere()
 class Store:
     """A key-value store on streams. Thread-safe, and safe to use after a fork.
 
-    ``url`` is ``amqp://user:password@host:port/vhost``, ``amqps://...``, ``file:///folder`` or ``memory://``. Nothing is connected
-    to before the first call.
+    ``url`` is ``amqp://user:password@host:port/vhost``, ``amqps://...``, ``file:///folder`` or ``memory://``. Nothing is
+    connected to before the first call.
 
-    ``layout="per-key"`` keeps a stream a key (a few thousand long-lived keys, whose history matters); ``layout="shared"`` keeps all
-    keys of ``name`` in one stream (any number of keys). ``read_timeout`` bounds, in seconds, how long a read may wait: past it the read
-    raises, it never guesses. ``write_timeout`` does the same for writes. With ``confirm=False`` writes return without waiting, and
-    :meth:`flush` waits for all. ``max_entries`` bounds a shared keyspace (the oldest writes are evicted) when it is made, and in the
-    per-key layout how many keys stay preloaded. ``max_staleness`` is for how many seconds without the broker reads are still answered
-    from memory; None: for ever. ``clock`` is the wall clock, for tests.
+    ``layout="per-key"`` keeps a stream a key (a few thousand long-lived keys, whose history matters); ``layout="shared"`` keeps
+    all keys of ``name`` in one stream (any number of keys). ``read_timeout`` bounds, in seconds, how long a read may wait: past
+    it the read raises, it never guesses. ``write_timeout`` does the same for writes. With ``confirm=False`` writes return
+    without waiting, and :meth:`flush` waits for all. ``max_entries`` bounds a shared keyspace (the oldest writes are evicted)
+    when it is made, and in the per-key layout how many keys stay preloaded. ``max_staleness`` is for how many seconds without
+    the broker reads are still answered from memory; None: for ever. ``clock`` is the wall clock, for tests.
     """
 
     def __init__(
@@ -221,7 +221,8 @@ class Store:
     # Writing
 
     def set(self, key: str, value: object, *, ttl: float | None = None) -> int:
-        """Give a key a value, for ``ttl`` seconds or for good. Returns the revision (0 with ``confirm=False``: it is not known yet).
+        """Give a key a value, for ``ttl`` seconds or for good. Returns the revision (0 with ``confirm=False``: it is not known
+        yet).
 
         Costs about one confirmed publish. Raises :class:`mqkv.InvalidKey`, :class:`mqkv.InvalidTTL`, :class:`mqkv.InvalidValue`,
         :class:`mqkv.ValueTooLarge` before anything is sent; :class:`mqkv.ConnectionFailed` where nothing was written and
@@ -277,9 +278,9 @@ class Store:
     def preload(self, *keys: str, max_messages: int = 10_000) -> None:
         """Bring keys into memory and keep them fresh there: reads of them cost a dict lookup from then on.
 
-        In the per-key layout all keys are asked for at once; a key without a value is followed as soon as a read finds one. In the
-        shared layout the whole keyspace is loaded, whatever the keys. Only the latest value of a key is read; ``max_messages`` is
-        accepted for those who come from the Ruby gem, whose ``preload`` reads the history to find its end.
+        In the per-key layout all keys are asked for at once; a key without a value is followed as soon as a read finds one. In
+        the shared layout the whole keyspace is loaded, whatever the keys. Only the latest value of a key is read;
+        ``max_messages`` is accepted for those who come from the Ruby gem, whose ``preload`` reads the history to find its end.
         """
         check.positive("max_messages", max_messages, whole=True)
         checked = [self._key(key) for key in keys]
@@ -297,8 +298,8 @@ class Store:
         """Each change of a key, or of the keys that match a glob.
 
         With a ``callback``, it is called in a background thread (one for all watches of the keyspace: a slow callback delays the
-        others); without, iterate over the watch. ``start="last"`` begins with what is there, ``"first"`` with the whole history, a
-        number with the first change of that revision or later. A stream that does not exist is made.
+        others); without, iterate over the watch. ``start="last"`` begins with what is there, ``"first"`` with the whole history,
+        a number with the first change of that revision or later. A stream that does not exist is made.
         """
         if not is_pattern(key):
             self._key(key)
@@ -339,7 +340,8 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Called by the registry in a forked child: the next call opens a connection of the child's own."""
         if self._state == "open":
             self._keyspace, self._state = _NOWHERE, "forked"
 
@@ -373,7 +375,9 @@ class Store:
 
     def _value(self, key: str, cell: Cell) -> Any:
         if cell.content_encoding is not None:
-            raise UnreadableValue(f"the value of key {key!r} is compressed with {cell.content_encoding!r}: open the store with its codec")
+            raise UnreadableValue(
+                f"the value of key {key!r} is compressed with {cell.content_encoding!r}: open the store with its codec"
+            )
         return self._codec.decode(cell.body, cell.content_type)
 
     def _entry(self, key: str, cell: Cell) -> Entry:

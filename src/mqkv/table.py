@@ -24,7 +24,8 @@ from mqkv.streams.base import Delivery, Promise, Tail
 #: What ``shown`` holds for a key: the value, and the expiry in Unix seconds.
 Shown = tuple[object, "float | None"]
 
-#: What a subscriber is told: kind (``set``, ``delete``, ``clear``, ``reset``, ``ended``), key, the cell (of a set), and the record's offset.
+#: What a subscriber is told: kind (``set``, ``delete``, ``clear``, ``reset``, ``ended``), key, the cell (of a set), and the
+#: record's offset and time.
 Event = tuple[str, str, "Cell | None", int, "int | None"]
 Subscriber = Callable[[Event], None]
 
@@ -34,7 +35,9 @@ class Table:
 
     tail: Tail
 
-    def __init__(self, stream: str, codec: Codec, log: Log, *, key: str | None = None, shown: dict[str, Shown] | None = None) -> None:
+    def __init__(
+        self, stream: str, codec: Codec, log: Log, *, key: str | None = None, shown: dict[str, Shown] | None = None
+    ) -> None:
         self.stream = stream
         self.key = key  #: the one key of the stream, in the per-key layout
         self.state = State()

@@ -1,7 +1,7 @@
 """Watches: each change of a key, or of the keys of a pattern, as it is folded, to an iterator or a callback.
 
-A watch never holds up the table: what its reader is too slow to take is dropped, and the reader is told by a ``reset``, which means
-"changes may have been missed here: read again". It never skips in silence.
+A watch never holds up the table: what its reader is too slow to take is dropped, and the reader is told by a ``reset``, which
+means "changes may have been missed here: read again". It never skips in silence.
 """
 
 from __future__ import annotations

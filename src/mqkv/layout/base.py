@@ -98,7 +98,8 @@ class Keyspace(ABC):
     def write(
         self, record: Record, timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
-        """Append a record; with ``confirm`` wait for its offset and outcome. ``StreamMissing`` where there is none to ``create``."""
+        """Append a record; with ``confirm`` wait for its offset and outcome. ``StreamMissing`` where there is none to
+        ``create``."""
 
     @abstractmethod
     def snapshot(self, timeout: float) -> dict[str, Cell]:
@@ -152,7 +153,9 @@ class Keyspace(ABC):
         table.tail = self.engine.open(stream, start, table)
         return table
 
-    def write_to(self, table: Table, record: Record, timeout: float, *, confirm: bool, shared: bool) -> tuple[int, Outcome | None]:
+    def write_to(
+        self, table: Table, record: Record, timeout: float, *, confirm: bool, shared: bool
+    ) -> tuple[int, Outcome | None]:
         """Append to a table's stream, and learn the offset and the outcome there."""
         assert record.id is not None
         message = to_message(record, shared=shared)
@@ -177,7 +180,9 @@ class Keyspace(ABC):
         """Raise :class:`mqkv.Stale` if the table has been out of touch for longer than ``max_staleness``."""
         since, limit = table.out_of_touch_since, self.options.max_staleness
         if since is not None and limit is not None and time.monotonic() - since > limit:
-            raise Stale(f"stream {table.stream} has been out of reach for {time.monotonic() - since:.1f} s, over max_staleness={limit}")
+            raise Stale(
+                f"stream {table.stream} has been out of reach for {time.monotonic() - since:.1f} s, over max_staleness={limit}"
+            )
 
     def replay_into(self, watch: Watch, key: str, start: int, timeout: float) -> None:
         """Tell ``watch`` what a stream has told since ``start``, and goes on to tell."""

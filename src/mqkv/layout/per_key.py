@@ -3,12 +3,13 @@
 Reads of a key that was not preloaded go to its stream and are exact. Writes keep a tail open on the key's stream, since an append
 learns its offset there; the tails that were used least recently are closed when there are too many.
 
-The newest record alone tells the value of a key, with one exception: where it is marked as a retry, an earlier copy may stand before
-records of others. Then, and where it is no record at all, the table is folded from the beginning of the stream.
+The newest record alone tells the value of a key, with one exception: where it is marked as a retry, an earlier copy may stand
+before records of others. Then, and where it is no record at all, the table is folded from the beginning of the stream.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable
 
@@ -41,7 +42,9 @@ class PerKeyKeyspace(Keyspace):
         self.prefix = prefix
         self._shown: dict[str, Shown] = {}
         self.cells = self._shown
-        self._directory = SharedKeyspace(engine, queue_name(prefix, DIRECTORY), options._replace(codec=DEFAULT, max_entries=None, max_staleness=None), log)
+        self._directory = SharedKeyspace(
+            engine, queue_name(prefix, DIRECTORY), options._replace(codec=DEFAULT, max_entries=None, max_staleness=None), log
+        )
         self._lock = threading.RLock()
         self._tables: dict[str, Table] = {}
         self._idle: LRUCache[str, Table] = _Idle(MAX_TAILS, self)
@@ -57,8 +60,7 @@ class PerKeyKeyspace(Keyspace):
             if table.is_pending(key):
                 return table.read(key)
             if table.serving and not fresh:
-                cell = self._followed(key, timeout)
-                return cell
+                return self._followed(key, timeout)
         if key in self._preloaded and not fresh:
             return self._followed(key, timeout)
         return self._newest(key, timeout)
@@ -199,8 +201,9 @@ class PerKeyKeyspace(Keyspace):
                 return table
             with self._lock:
                 opening = self._opening.get(key)
+                mine: Promise[None] = Promise()
                 if opening is None:
-                    mine = self._opening[key] = Promise()
+                    self._opening[key] = mine
             if opening is None:
                 try:
                     return self._keep(key, self._load(key, self._begin(key), timeout))
@@ -233,10 +236,8 @@ class PerKeyKeyspace(Keyspace):
                 tables[key] = table
         try:
             for key in list(begun):
-                try:
+                with contextlib.suppress(StreamMissing):
                     tables[key] = self._keep(key, self._load(key, begun[key], timeout))
-                except StreamMissing:
-                    pass
                 del begun[key]
         finally:
             for table in begun.values():

@@ -143,7 +143,8 @@ class SharedKeyspace(Keyspace):
         return table
 
     def _found(self, table: Table, timeout: float) -> None:
-        """The first record of a keyspace: its settings. (It also wakes LavinMQ, where the first record of a stream may wake nobody.)"""
+        """The first record of a keyspace: its settings. (It also wakes LavinMQ, where the first record of a stream may wake
+        nobody.)"""
         args: dict[str, str | int | bool | float] = {}
         if self.options.max_entries is not None:
             args["max_entries"] = self.options.max_entries
@@ -163,7 +164,13 @@ class SharedKeyspace(Keyspace):
         wanted, has = self.options.max_entries, table.state.settings.max_entries
         if wanted is not None and wanted != has:
             self.log.once(
-                logging.WARNING, "settings", "settings", stream=self.stream, max_entries=has, asked_for=wanted, reason="set-when-made"
+                logging.WARNING,
+                "settings",
+                "settings",
+                stream=self.stream,
+                max_entries=has,
+                asked_for=wanted,
+                reason="set-when-made",
             )
         ahead = table.state.log_time / 1000 - self.options.clock()
         if ahead > 60:
