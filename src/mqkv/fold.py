@@ -107,7 +107,7 @@ class State:
         """Take over settings; what no longer fits is evicted, the oldest write first."""
         self.settings = settings
         cells: MutableMapping[str, Cell] = {} if settings.max_entries is None else _Bounded(settings.max_entries, self.removed)
-        for key, cell in self.cells.items():
+        for key, cell in sorted(self.cells.items(), key=lambda item: item[1].revision):  # a dict keeps the order of first writes
             cells[key] = cell
         self.cells = cells
         while len(self._id_order) > settings.id_window:
