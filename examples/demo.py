@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import secrets
+import signal
 import statistics
 import sys
 import tempfile
@@ -41,9 +42,6 @@ def main(arguments: list[str]) -> int:
     try:
         with place(arguments) as url:
             demonstrate(url)
-    except mqkv.ConnectionFailed as error:
-        complain(f"The broker can't be used: {error}")
-        return 1
     except (mqkv.Error, Trouble) as error:
         complain(str(error))
         return 1
@@ -53,6 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def complain(sentence: str) -> None:
+    sentence = sentence[:1].upper() + sentence[1:]
     Console(stderr=True, highlight=False).print(f"[red]{escape(sentence)}[/]", soft_wrap=True)
 
 
@@ -113,6 +112,8 @@ def worker(url: str, prefix: str) -> Iterator[Connection]:
 def follow(url: str, prefix: str, pipe: Connection) -> None:
     """What the second process does: tell each change, and when it saw it."""
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the first process, and that ends this one
+
     def seen(change: mqkv.Change) -> None:
         now = time.monotonic_ns()  # one clock for all processes of a machine
         with contextlib.suppress(OSError):  # the first process has what it wants and has gone
@@ -121,7 +122,7 @@ def follow(url: str, prefix: str, pipe: Connection) -> None:
     try:
         with mqkv.Store(url, prefix=prefix, read_timeout=5) as store, store.watch("config:theme", seen):
             pipe.send("ready")
-            with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+            with contextlib.suppress(EOFError, OSError):
                 pipe.recv()
     except mqkv.Error as error:
         with contextlib.suppress(OSError):

@@ -80,7 +80,11 @@ def test_a_repeat_counts_once(store: mqkv.Store) -> None:
     store.set("k", "old")
     (table,) = store._keyspace.tables()
     copy = Message(b"first", {"__mqkv_key__": "k"}, "the-id")
-    for message in (copy, Message(b"second", {"__mqkv_key__": "k"}, "another"), copy._replace(headers={**copy.headers, "__mqkv_retry__": True})):
+    for message in (
+        copy,
+        Message(b"second", {"__mqkv_key__": "k"}, "another"),
+        copy._replace(headers={**copy.headers, "__mqkv_retry__": True}),
+    ):
         promise = table.tail.append(message, 10)
         assert promise.wait(11)
     assert store.get("k", fresh=True) == "second" and store.history("k") == ["old", "first", "second"]
@@ -90,7 +94,11 @@ def test_per_key_reads_pass_over_what_is_no_value(url: str, prefix: str) -> None
     with mqkv.Store(url, prefix=prefix, read_timeout=5) as store:
         store.set("k", "value")
         table = store._keyspace._tables["k"]  # type: ignore[attr-defined]
-        hostile = [Message(b"\xff", id="a"), Message(b"v", {"__mqkv_expires_at__": "soon"}, "b"), Message(b"", {"__mqkv_op__": "?"}, "c")]
+        hostile = [
+            Message(b"\xff", id="a"),
+            Message(b"v", {"__mqkv_expires_at__": "soon"}, "b"),
+            Message(b"", {"__mqkv_op__": "?"}, "c"),
+        ]
         for message in hostile:
             assert table.tail.append(message, 10).wait(11)
             assert store.get("k") == "value"

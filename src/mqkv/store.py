@@ -14,7 +14,16 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from mqkv import check, registry
 from mqkv.codecs import DEFAULT, Codec
-from mqkv.errors import Closed, InvalidOption, InvalidValue, ReadTimeout, StreamMissing, UnreadableValue, ValueTooLarge
+from mqkv.errors import (
+    Closed,
+    InvalidKey,
+    InvalidOption,
+    InvalidValue,
+    StreamMissing,
+    UnreadableValue,
+    ValueTooLarge,
+    WriteTimeout,
+)
 from mqkv.fold import Cell
 from mqkv.ids import new_id
 from mqkv.layout import Keyspace, Options
@@ -169,7 +178,10 @@ class Store:
         return self.get(key, _ABSENT) is not _ABSENT
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self.exists(key)
+        try:
+            return isinstance(key, str) and self.exists(key)
+        except InvalidKey:
+            return False
 
     def ttl(self, key: str) -> float | None:
         """Seconds until the key expires; None where it never does, or has no value."""
@@ -221,7 +233,7 @@ class Store:
     # Writing
 
     def set(self, key: str, value: object, *, ttl: float | None = None) -> int:
-        """Give a key a value, for ``ttl`` seconds or for good. Returns the revision (0 with ``confirm=False``: it is not known
+        """Give a key a value, for ``ttl`` seconds or for good. Returns the revision (-1 with ``confirm=False``: it is not known
         yet).
 
         Costs about one confirmed publish. Raises :class:`mqkv.InvalidKey`, :class:`mqkv.InvalidTTL`, :class:`mqkv.InvalidValue`,
@@ -271,7 +283,7 @@ class Store:
         """
         timeout = self._write_timeout if timeout is None else timeout
         if not self._open_keyspace().unconfirmed.wait(timeout):
-            raise ReadTimeout(f"unconfirmed writes were still under way after {timeout:g} s")
+            raise WriteTimeout(f"unconfirmed writes were still under way after {timeout:g} s")
 
     # Following
 
@@ -301,7 +313,7 @@ class Store:
         others); without, iterate over the watch. ``start="last"`` begins with what is there, ``"first"`` with the whole history,
         a number with the first change of that revision or later. A stream that does not exist is made.
         """
-        if not is_pattern(key):
+        if not is_pattern(check.key_text(key)):
             self._key(key)
         position: int | str = 0 if start == "first" else start
         if isinstance(position, bool) or not (position in ("next", "last") or (isinstance(position, int) and position >= 0)):
@@ -309,6 +321,7 @@ class Store:
         keyspace = self._open_keyspace()
         watch = Watch(key, matcher(key), self._codec, self._log)
         keyspace.follow(watch, position, self._read_timeout)
+        registry.enlist(watch)
         keyspace.add_watch(watch, callback)
         self._log.debug("watch", pattern=key, status="started")
         watch.on_close(lambda: self._log.debug("watch", pattern=key, status="stopped"))

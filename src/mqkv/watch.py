@@ -33,6 +33,9 @@ class Change(NamedTuple):
     written_at: float | None  #: Unix seconds by the writer's clock; None where the writer did not say (the Ruby gem)
 
 
+RESET = Change("", None, -1, "reset", None)
+
+
 class Watch:
     """Changes, in the order of the log. Iterable, and a context manager. Thread-safe.
 
@@ -58,13 +61,15 @@ class Watch:
         return self
 
     def __next__(self) -> Change:
-        with self._changed:
-            # Bounded by the life of the watch: closing it, or its store, wakes the reader.
-            self._changed.wait_for(lambda: self._events or self._closed)
-        change = self.get(0)
-        if change is None:
-            raise StopIteration
-        return change
+        while True:
+            with self._changed:
+                # Bounded by the life of the watch: closing it, or its store, wakes the reader.
+                self._changed.wait_for(lambda: self._events or self._closed)
+            change = self.get(0)
+            if change is not None:
+                return change
+            if self._closed:
+                raise StopIteration
 
     def __enter__(self) -> Watch:
         return self
@@ -85,11 +90,19 @@ class Watch:
         value: object = None
         if cell is not None:
             try:
+                if cell.content_encoding is not None:
+                    raise UnreadableValue(cell.content_encoding)
                 value = self._codec.decode(cell.body, cell.content_type)
-            except UnreadableValue:
+            except Exception:  # noqa: BLE001 -- a codec may be the user's own; the next change must still be told
                 self._log.once(logging.WARNING, f"watch {key}", "watch", key=key, status="unreadable", offset=offset)
-                kind = "reset"
+                return RESET
         return Change(key, value, offset, kind, None if written_ms is None else written_ms / 1000)
+
+    def after_fork(self) -> None:
+        """Called by the registry in a forked child: nothing feeds it there."""
+        self._changed = threading.Condition()
+        self._closed = True
+        self._on_event = None
 
     def close(self) -> None:
         """End the watch; what has come already can still be read. Idempotent."""
@@ -109,7 +122,7 @@ class Watch:
         if kind in ("set", "delete") and not self.wants(key):
             return
         if kind in ("clear", "ended"):
-            event = ("reset", "", None, event[3], event[4])
+            event = ("reset", "", None, -1, None)
         with self._changed:
             if self._closed:
                 return

@@ -167,7 +167,7 @@ class Keyspace(ABC):
                 table.forget_early(record.key, record.id)
                 raise
             self.unconfirmed.add(promise, table, record)
-            return 0, None
+            return -1, None
         table.expect(record.id)
         try:
             promise = table.tail.append(message, timeout)
@@ -184,14 +184,15 @@ class Keyspace(ABC):
                 f"stream {table.stream} has been out of reach for {time.monotonic() - since:.1f} s, over max_staleness={limit}"
             )
 
-    def replay_into(self, watch: Watch, key: str, start: int, timeout: float) -> None:
+    def replay_into(self, watch: Watch, key: str, start: int, timeout: float, tell: Subscriber | None = None) -> None:
         """Tell ``watch`` what a stream has told since ``start``, and goes on to tell."""
+        offer = tell or watch.offer
 
-        def tell(event: Event) -> None:
+        def since(event: Event) -> None:
             if event[3] >= start or event[0] in ("reset", "ended"):
-                watch.offer(event)
+                offer(event)
 
-        table = attached(self.replay(key, tell), timeout)
+        table = attached(self.replay(key, since), timeout)
         watch.on_close(table.tail.close)
 
     def add_watch(self, watch: Watch, callback: Callable[..., object] | None) -> None:

@@ -17,7 +17,7 @@ from cachetools import LRUCache
 
 from mqkv.check import RESERVED, queue_name
 from mqkv.codecs import DEFAULT
-from mqkv.errors import ReadTimeout, StreamMissing
+from mqkv.errors import Error, ReadTimeout, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded, rebuilt, settled
@@ -25,7 +25,7 @@ from mqkv.layout.shared import SharedKeyspace
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse, to_message
 from mqkv.streams.base import Engine, Promise, Start
-from mqkv.table import Shown, Subscriber, Table
+from mqkv.table import Event, Shown, Subscriber, Table
 from mqkv.watch import Change, Watch, is_pattern
 
 #: Tails that are kept open at most for keys that nobody preloaded or watches.
@@ -115,8 +115,11 @@ class PerKeyKeyspace(Keyspace):
     def purge(self, timeout: float) -> None:
         keys = set(self._directory.snapshot(timeout)) | set(self._tables)
         for key in keys:
-            self._forget(key)
+            table = self._tables.get(key)
             self.engine.delete(self.stream(key), timeout)
+            if table is not None:
+                table.ended(StreamMissing(f"stream {table.stream} was purged"))
+            self._forget(key)
         self._directory.purge(timeout)
 
     def replay(self, key: str, subscriber: Subscriber) -> Table:
@@ -294,33 +297,34 @@ class PerKeyKeyspace(Keyspace):
             self._list(key, timeout)
             return table
         except StreamMissing:
-            self._list(key, timeout)
-        stream = self.stream(key)
+            stream = self.stream(key)
         self.engine.declare(stream, max_age, timeout)
         self.log.debug("declare", key=key, stream=stream, max_age=max_age)
+        self._list(key, timeout)
         # From the first record on, whatever another process writes meanwhile. There may be none: nothing to wait for.
         return self._keep(key, attached(self._begin(key, Start.FIRST), timeout))
 
     def _list(self, key: str, timeout: float) -> None:
-        """Have the key in the directory before it has a stream."""
+        """Have the key in the directory before it has a value, and not before it has a stream: who reads it there can follow it."""
         if self._directory.read(key, timeout) is None:
             record = Record("set", key, written_ms=int(self.options.clock() * 1000), id=new_id())
             self._directory.write(record, timeout, confirm=True)
 
     # Watching
 
-    def _subscribe(self, watch: Watch, key: str, start: int | str, timeout: float) -> None:
+    def _subscribe(self, watch: Watch, key: str, start: int | str, timeout: float, tell: Subscriber | None = None) -> None:
         table = self._writable(key, None, timeout)
         if isinstance(start, int):
-            self.replay_into(watch, key, start, timeout)
+            self.replay_into(watch, key, start, timeout, tell)
             return
+        tell = tell or watch.offer
         with self._lock:
             self._idle.pop(key, None)
-        table.subscribe(watch.offer, current=start == "last")
-        watch.on_close(lambda: self._unsubscribe(watch, key, table))
+        table.subscribe(tell, current=start == "last")
+        watch.on_close(lambda: self._unsubscribe(tell, key, table))
 
-    def _unsubscribe(self, watch: Watch, key: str, table: Table) -> None:
-        table.unsubscribe(watch.offer)
+    def _unsubscribe(self, subscriber: Subscriber, key: str, table: Table) -> None:
+        table.unsubscribe(subscriber)
         with self._lock:
             if self._tables.get(key) is table and not table.serving and not table.watched:
                 self._idle[key] = table
@@ -329,18 +333,31 @@ class PerKeyKeyspace(Keyspace):
         """Watch the keys that there are, and the directory for those to come."""
         followed: set[str] = set()
 
+        def tell(key: str) -> Subscriber:
+            def offer(event: Event) -> None:
+                if event[0] == "ended":  # of one key; the others go on
+                    followed.discard(key)
+                    event = ("reset", *event[1:])
+                watch.offer(event)
+
+            return offer
+
         def announced(change: Change) -> None:
             if change.kind == "set" and change.key not in followed and not watch.closed:
                 followed.add(change.key)
-                # A new key: its first record may stand in the stream by now.
-                self._subscribe(watch, change.key, start if isinstance(start, int) else 0, timeout)
+                try:
+                    # A new key: its first record may stand in the stream by now.
+                    self._subscribe(watch, change.key, start if isinstance(start, int) else 0, timeout, tell(change.key))
+                except Error:
+                    followed.discard(change.key)
+                    watch.offer(("reset", "", None, -1, None))
 
         arrivals = Watch(watch.pattern, watch.wants, DEFAULT, self.log)
         self._directory.follow(arrivals, "next", timeout)
         for key in self._directory.snapshot(timeout):
             if watch.wants(key):
                 followed.add(key)
-                self._subscribe(watch, key, start, timeout)
+                self._subscribe(watch, key, start, timeout, tell(key))
         self.add_watch(arrivals, announced)
         watch.on_close(arrivals.close)
 

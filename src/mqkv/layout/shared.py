@@ -61,9 +61,12 @@ class SharedKeyspace(Keyspace):
             self.write(record, timeout, confirm=True)
 
     def purge(self, timeout: float) -> None:
-        with self._opening:
-            self._drop()
+        with self._hold(timeout):
+            table = self._table
             self.engine.delete(self.stream, timeout)
+            if table is not None:
+                table.ended(StreamMissing(f"stream {self.stream} was purged"))
+            self._drop()
 
     def replay(self, key: str, subscriber: Subscriber) -> Table:
         return self.open_table(self.stream, Start.FIRST, subscriber=subscriber)

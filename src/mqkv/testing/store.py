@@ -415,7 +415,7 @@ class StoreContract:
     def test_unconfirmed_writes(self, make: MakeStore, other_url: str) -> None:
         store, other = make(confirm=False), make(other_url)
         for number in range(200):
-            assert store.set("k", number) == 0
+            assert store.set("k", number) == -1
             assert store.get("k") == number
         store.set("gone", 1)
         store.delete("gone")
@@ -446,6 +446,16 @@ class StoreContract:
         with make() as again:
             assert "open" in repr(again)
         assert "closed" in repr(again)
+
+    def test_purge_ends_watches(self, store: mqkv.Store, other: mqkv.Store) -> None:
+        store.set("k", "v")
+        watches = [store.watch("k"), other.watch("k")]
+        store.purge()
+        for watch in watches:
+            assert [change.kind for change in watch] == ["reset"] and watch.closed
+
+    def test_what_is_no_key_is_not_in_a_store(self, store: mqkv.Store) -> None:
+        assert "" not in store and "a\nb" not in store and 1 not in store
 
     def test_close_ends_watches(self, make: MakeStore) -> None:
         store = make()
