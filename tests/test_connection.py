@@ -24,7 +24,7 @@ CALLS: list[Callable[[mqkv.Store], object]] = [
 ]
 
 
-def check(url: str, within: float = 3, match: str = "") -> None:
+def check(url: str, within: float = 3, match: str | None = None) -> None:
     for layout in ("per-key", "shared"):
         with mqkv.Store(url, layout=layout, read_timeout=1, write_timeout=1) as store:  # type: ignore[arg-type]
             for call in CALLS:

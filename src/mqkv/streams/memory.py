@@ -110,7 +110,7 @@ class Faults:
         return bool(self._script) or self.delayed or not self.connected
 
     def disconnect(self, *, appends: str = "wait") -> None:
-        """Drop the connection: sinks are ``interrupted()``. Appends ``wait`` for ``reconnect()``, or ``fail``: ConnectionFailed."""
+        """Drop the connection: sinks are ``interrupted()``. Appends ``wait``, or ``fail`` (ConnectionFailed)."""
         if appends not in ("wait", "fail"):
             raise ValueError("appends= is 'wait' or 'fail'")
         with self._engine._lock:

@@ -1,0 +1,77 @@
+"""Run benchmarks by name, print a line for each figure as it is known, and all as a Markdown table in the end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import Bench, Row, machine, table
+
+NAMES = (
+    "uncached_get",
+    "cached_get",
+    "confirmed_set",
+    "threads",
+    "preload",
+    "load",
+    "visible",
+    "file_engine",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks/run", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to run, of: {', '.join(NAMES)} (default: all)")
+    parser.add_argument("--url", help="a broker that runs already; without, a private RabbitMQ node is started")
+    parser.add_argument("--folder", type=Path, help="where to put the files of embedded engines (default: a temporary folder)")
+    parser.add_argument("--quick", action="store_true", help="few rounds: for a look whether it works, not for figures")
+    parser.add_argument("--list", action="store_true", help="print the names and end")
+    arguments = parser.parse_args()
+    if arguments.list:
+        print(*NAMES, sep="\n")
+        return 0
+    unknown = set(arguments.names) - set(NAMES)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
+    names = arguments.names or NAMES
+
+    started = time.monotonic()
+    rows: list[Row] = []
+    failed = 0
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(temporary(arguments.folder)))
+        bench = Bench(stack, folder, arguments.url, arguments.quick, rows)
+        for name in names:
+            try:
+                importlib.import_module(name).run(bench)
+            except Exception:  # noqa: BLE001 -- the other benchmarks shall still run
+                failed += 1
+                print(f"{name}: FAILED", file=sys.stderr)
+                traceback.print_exc()
+        about = machine(bench)
+    command = " ".join(["benchmarks/run", *(["--quick"] if arguments.quick else []), *arguments.names])
+    print(f"\n`{command}`, {time.strftime('%Y-%m-%d')}, {time.monotonic() - started:.0f} s. {about}\n\n{table(rows)}")
+    missed = sum(row.ok is False for row in rows)
+    print(f"\n{len(rows)} figures, {missed} missed, {failed} benchmarks failed")
+    return 1 if missed or failed else 0
+
+
+@contextlib.contextmanager
+def temporary(parent: Path | None) -> Iterator[str]:
+    folder = tempfile.mkdtemp(prefix="mqkv-bench-", dir=parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

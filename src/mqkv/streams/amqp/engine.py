@@ -1,0 +1,166 @@
+"""The AMQP engine as other threads see it: it hands their calls to the I/O thread and waits, within their time.
+
+It knows the link, tails, reads and the publisher, and puts them together. Rules:
+
+1. Callers' threads touch nothing of the I/O thread but by ``Link.call``.
+2. A call tries again on the next connection until its deadline, and then says what it was waiting for.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from mqkv.errors import ConnectionFailed, Error, ReadTimeout
+from mqkv.logfmt import Log
+from mqkv.streams.amqp import reads
+from mqkv.streams.amqp.failures import Dropped, Unavailable, ours
+from mqkv.streams.amqp.link import Link, connect_timeout
+from mqkv.streams.amqp.publisher import Publisher
+from mqkv.streams.amqp.session import Session
+from mqkv.streams.amqp.tails import EMPTY_AFTER, AmqpTail, Stream
+from mqkv.streams.amqp.tasks import spawn
+from mqkv.streams.base import Delivery, Engine, Promise, Sink, Start, Tail
+from mqkv.url import URL
+
+T = TypeVar("T")
+
+#: What a call may take past its deadline: the last answer on its way.
+GRACE = 0.6
+
+
+class AmqpEngine(Engine):
+    """Streams on a broker. Thread-safe. One connection and one I/O thread, from the first use on."""
+
+    def __init__(self, url: URL, *, logger: logging.Logger | None = None) -> None:
+        self.url = url
+        self._log = Log(logger)
+        self._link = Link(url, self, self._log)
+        self._publisher = Publisher(self._link)
+        self._streams: dict[str, Stream] = {}  # for the I/O thread
+        self._replicas = int(float(url.option("replicas") or 0)) or None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._link.closed else "connected" if self._link.session is not None else "not connected"
+        return f"<AmqpEngine {self.url} {state}>"
+
+    def declare(self, stream: str, max_age: int | None, timeout: float) -> None:
+        self._ask(stream, timeout, lambda session, left: reads.declare(session, stream, max_age, self._replicas))
+        self._log(logging.INFO, "declare", stream=stream, max_age=max_age)
+
+    def delete(self, stream: str, timeout: float) -> None:
+        self._ask(stream, timeout, lambda session, left: reads.delete(session, stream))
+        self._log(logging.INFO, "delete", stream=stream)
+
+    def last(self, stream: str, timeout: float) -> Delivery | None:
+        def read(session: Session, left: float) -> Awaitable[Delivery | None]:
+            return reads.newest(session, stream, self._link.later, max(left, min(timeout, EMPTY_AFTER)))
+
+        return self._ask(stream, timeout, read)
+
+    def open(self, stream: str, start: Start | int, sink: Sink) -> Tail:
+        self._link.check()
+        tail = AmqpTail(Stream(stream, self._publisher), start, sink, self._publisher, self._link, self._log)
+        self._link.call(lambda: self._open(tail))
+        return tail
+
+    def catch_up(self) -> None:
+        if self._link.closed:
+            self._link.check()
+
+    def close(self) -> None:
+        self._link.close(self._farewell)
+
+    def after_fork(self) -> None:
+        self._link.abandon()
+
+    # Callers' threads
+
+    def _ask(self, stream: str, timeout: float, question: Callable[[Session, float], Awaitable[T]]) -> T:
+        """Have the I/O thread ask the broker, and wait for the answer."""
+        self._link.check()
+        promise: Promise[T] = Promise()
+        deadline = time.monotonic() + timeout
+        self._link.call(lambda: spawn(self._answer(promise, deadline, question)))
+        if not promise.wait(timeout + GRACE):
+            # No connection at all is told by the I/O thread, so there was one, and it is silent.
+            raise ReadTimeout(f"the broker did not answer within {timeout:g} s about stream {stream}")
+        return promise.result()
+
+    # The I/O thread
+
+    async def _answer(self, promise: Promise[T], deadline: float, question: Callable[[Session, float], Awaitable[T]]) -> None:
+        problem: Exception = ConnectionFailed(f"no connection to {self.url} in time")
+        pause = 0.02
+        while not promise.done():
+            try:
+                session = await self._link.up(deadline)
+                promise.resolve(await question(session, deadline - time.monotonic()))
+                return
+            except (Dropped, Unavailable) as error:
+                problem = error
+            except Error as error:
+                promise.reject(error)
+                return
+            if time.monotonic() + pause >= deadline:
+                promise.reject(ours(problem, self.url))
+                return
+            await self._link.sleep(pause)
+            pause = min(pause * 2, 0.5)
+
+    def _open(self, tail: AmqpTail) -> None:
+        if tail.closed:
+            return
+        stream = self._streams.setdefault(tail.stream.name, tail.stream)
+        tail.stream = stream
+        stream.tails.append(tail)
+        session = self._link.session
+        if session is not None:
+            tail.attach(session)
+        else:
+            spawn(self._open_late(tail))
+
+    async def _open_late(self, tail: AmqpTail) -> None:
+        """There is no connection yet; when there is one, ``resume`` attaches the tail."""
+        try:
+            await self._link.up(time.monotonic() + connect_timeout(self.url))
+        except Exception as error:  # noqa: BLE001 -- it is the tail's result
+            tail.no_connection(error)
+
+    def wanted(self) -> bool:
+        return any(stream.tails for stream in self._streams.values())
+
+    async def up(self, session: Session) -> None:
+        session.connection.add_on_connection_blocked_callback(lambda *_: self._block(session, True))
+        session.connection.add_on_connection_unblocked_callback(lambda *_: self._block(session, False))
+        await self._publisher.up(session)
+
+    def _block(self, session: Session, blocked: bool) -> None:
+        session.blocked = blocked
+        self._log(logging.WARNING if blocked else logging.INFO, "blocked" if blocked else "unblocked", url=self.url)
+        if not blocked:
+            self.flush()
+
+    def flush(self) -> None:
+        for tail in self._tails():
+            self._publisher.flush(tail)
+
+    def resume(self, session: Session) -> None:
+        self._streams = {name: stream for name, stream in self._streams.items() if stream.tails}
+        for tail in self._tails():
+            tail.attach(session)
+
+    def down(self) -> None:
+        self._publisher.down()
+        for tail in self._tails():
+            tail.interrupt()
+
+    def _tails(self) -> list[AmqpTail]:
+        return [tail for stream in self._streams.values() for tail in stream.tails]
+
+    def _farewell(self) -> None:
+        self._publisher.close()
+        for tail in self._tails():
+            tail.closed = True

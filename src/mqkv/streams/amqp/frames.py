@@ -1,0 +1,174 @@
+"""A pika connection that reads deliveries and confirms where they stand in the buffer, and hands on the rest to pika.
+
+It knows pika's private names for reading, and checks that they are there: without them it is an ordinary pika connection, slower.
+It knows nothing of streams beyond consumer tags. Rules:
+
+1. Frames take effect in the order in which they came: a batch of deliveries is handed over before any other frame is processed.
+2. A delivery is read quickly only where its frames stand together; else all of its frames go through pika.
+3. Nothing that a message holds can break the connection; what breaks the frames themselves does, as in pika.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from struct import Struct
+from typing import Any
+
+from pika import SelectConnection
+from pika.channel import Channel
+from pika.exceptions import InvalidFrameError
+
+from mqkv.streams.amqp.codec import decode_content
+from mqkv.streams.base import Delivery
+
+_head = Struct(">BHI").unpack_from
+_u64 = Struct(">Q").unpack_from
+
+_DELIVER = b"\x00\x3c\x00\x3c"
+_ACK = b"\x00\x3c\x00\x50"
+
+#: Bytes asked of the socket at a time (pika: 4 KiB).
+RECEIVE = 262_144
+
+PRIVATE = ("_on_data_available", "_read_frame", "_process_frame", "_trim_frame_buffer", "_init_connection_state")
+QUICK = all(hasattr(SelectConnection, name) for name in PRIVATE)
+
+# pika logs the beginning of message bodies at its debug level, and errors that we report ourselves at others.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+class Connection(SelectConnection):  # type: ignore[misc]  # pika has no types
+    """A ``SelectConnection`` that calls ``on_deliveries(channel, consumer tag, delivery tag of the last, messages)`` and
+    ``on_confirm(channel, tag, multiple)``."""
+
+    on_deliveries: Callable[[int, str, int, list[Delivery]], None]
+    on_confirm: Callable[[int, int, bool], None]
+    quick = QUICK
+
+    def _init_connection_state(self) -> None:
+        self._parts: list[bytes] = []
+        self._have = self._need = 0
+        super()._init_connection_state()
+
+    def widen(self) -> None:
+        """Read more at a time from the socket."""
+        transport: Any = getattr(self, "_transport", None)
+        if hasattr(transport, "_MAX_RECV_BYTES"):
+            transport._MAX_RECV_BYTES = RECEIVE
+
+    def _on_data_available(self, data: bytes) -> None:
+        if not self.quick:
+            super()._on_data_available(data)
+            return
+        self._parts.append(data)
+        self._have += len(data)
+        self.bytes_received += len(data)
+        if self._have < self._need:
+            return
+        data = b"".join(self._parts) if len(self._parts) > 1 else data
+        used, self._need = self._read(data)
+        if self._need < 0:  # the connection was closed meanwhile, and its state reset
+            self._parts, self._have, self._need = [], 0, 0
+            return
+        self._parts = [data[used:]] if used < len(data) else []
+        self._have = len(data) - used
+
+    def _read(self, data: bytes) -> tuple[int, int]:
+        """Read all complete frames; how many bytes that took, and how many must be there for the next (-1: closed)."""
+        at, size = 0, len(data)
+        batch: list[Delivery] = []
+        consumer, channel, tag = b"", 0, 0
+        need = 0
+        while True:
+            if size - at < 8:
+                need = 8
+                break
+            kind, number, length = _head(data, at)
+            end = at + length + 8
+            if end > size and data[at : at + 4] != b"AMQP":
+                need = end - at
+                break
+            if kind == 1 and data[at + 7 : at + 11] == _DELIVER:
+                found = self._delivery(data, at, end, number, size)
+                if type(found) is int:
+                    need = found
+                    break
+                if found is not None:
+                    at, name, tag_here, offset, message = found
+                    if batch and (name != consumer or number != channel):
+                        self.on_deliveries(channel, consumer.decode(), tag, batch)
+                        batch = []
+                    consumer, channel, tag = name, number, tag_here
+                    if offset is not None:
+                        batch.append((offset, message))
+                    continue
+            if batch:
+                self.on_deliveries(channel, consumer.decode(), tag, batch)
+                batch = []
+            if kind == 1 and length == 13 and data[at + 7 : at + 11] == _ACK and data[end - 1] == 0xCE:
+                self.on_confirm(number, _u64(data, at + 11)[0], bool(data[at + 19] & 1))
+                at = end
+                continue
+            at = self._pass_on(data, at, end)
+            if self.is_closed:
+                return at, -1
+        if batch:
+            self.on_deliveries(channel, consumer.decode(), tag, batch)
+        if self.is_closed:
+            return at, -1
+        return at, need
+
+    def _pass_on(self, data: bytes, at: int, end: int) -> int:
+        """Let pika process one frame; where the next begins."""
+        self._frame_buffer = data[at:] if data[at : at + 4] == b"AMQP" else data[at:end]
+        used, frame = self._read_frame()
+        self._frame_buffer = b""
+        if frame is None:
+            raise InvalidFrameError("a frame is broken")
+        self._process_frame(frame)
+        return at + int(used)
+
+    def _delivery(self, data: bytes, at: int, end: int, number: int, size: int) -> Any:
+        """(next, consumer tag, delivery tag, offset, message); or how many bytes it takes; or None: not in one piece."""
+        if size - end < 8:
+            return end + 8 - at
+        kind, here, length = _head(data, end)
+        if kind != 2 or here != number:
+            return None
+        props_end = end + 7 + length
+        if props_end >= size:
+            return props_end + 1 - at
+        left = _u64(data, end + 11)[0]
+        if props_end + 1 + left > size:
+            return props_end + 1 + left - at
+        next_at = props_end + 1
+        body = b""
+        if left:
+            parts = []
+            while left > 0:
+                if size - next_at < 8:
+                    return next_at + 8 - at
+                kind, here, length = _head(data, next_at)
+                if kind != 3 or here != number:
+                    return None
+                stop = next_at + 7 + length
+                if stop >= size:
+                    return stop + 1 + max(left - length, 0) - at
+                parts.append(data[next_at + 7 : stop])
+                left -= length
+                next_at = stop + 1
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if data[end - 1] != 0xCE or data[props_end] != 0xCE or data[next_at - 1] != 0xCE:
+            raise InvalidFrameError("a frame has no end mark")
+        tag_at = at + 12 + data[at + 11]
+        offset, message = decode_content(data, end + 19, props_end, body)
+        return next_at, data[at + 12 : tag_at], _u64(data, tag_at)[0], offset, message
+
+
+def close_consumer_quietly(channel: Channel, consumer: str) -> None:
+    """Cancel without pika's habit of rejecting what still comes (RabbitMQ closes the connection on a reject of a stream)."""
+    without_acks = getattr(channel, "_consumers_with_noack", None)
+    if without_acks is not None:
+        without_acks.add(consumer)
+    channel.basic_cancel(consumer, callback=lambda frame: None)

@@ -1,0 +1,345 @@
+"""The connection as a thing that comes back: the I/O thread, connecting, and the one verb that drops and resumes.
+
+It knows how to connect and when to try again; it knows nothing of streams. Rules:
+
+1. Everything but ``call``, ``close`` and ``abandon`` runs on the I/O thread. The thread starts at the first call.
+2. While no connection was ever made, a failed attempt fails all who wait. Later, who waits does so until its own deadline.
+3. It reconnects by itself while ``wanted`` says so or somebody waits, at growing intervals, with jitter.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pika
+from pika.adapters.select_connection import IOLoop
+
+from mqkv.errors import Closed, ConnectionFailed
+from mqkv.logfmt import Log
+from mqkv.streams.amqp.failures import connect_error, dropped
+from mqkv.streams.amqp.frames import Connection
+from mqkv.streams.amqp.session import Session
+from mqkv.streams.amqp.tasks import Future, spawn
+from mqkv.url import URL
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+
+
+class Owner(Protocol):
+    """Who must know how the connection fares."""
+
+    def wanted(self) -> bool:
+        """Whether to reconnect without being asked."""
+
+    async def up(self, session: Session) -> None:
+        """A connection was made; nobody uses it before this returns."""
+
+    def resume(self, session: Session) -> None:
+        """The connection is in use from now on."""
+
+    def down(self) -> None:
+        """The connection is gone."""
+
+    def flush(self) -> None:
+        """Its channels are open again."""
+
+
+def parameters(url: URL) -> pika.ConnectionParameters:
+    """pika's parameters, all of them given: its defaults hang, or retry behind our back.
+
+    ``blocked_connection_timeout`` stays off on purpose: it would cut the tails too, which a memory or disk alarm leaves alone.
+    Appends have deadlines of their own.
+    """
+    timeout = connect_timeout(url)
+    return pika.ConnectionParameters(
+        host=url.host,
+        port=url.port,
+        virtual_host=url.path,
+        credentials=pika.PlainCredentials(url.user, url.password),
+        heartbeat=int(float(url.option("heartbeat") or 30)),
+        blocked_connection_timeout=None,
+        connection_attempts=1,
+        retry_delay=0,
+        socket_timeout=timeout,
+        stack_timeout=timeout,
+        ssl_options=_tls(url),
+        client_properties={"connection_name": f"mqkv pid {os.getpid()}", "product": "mqkv"},
+    )
+
+
+def connect_timeout(url: URL) -> float:
+    return float(url.option("connect_timeout") or 5)
+
+
+def _tls(url: URL) -> pika.SSLOptions | None:
+    if url.scheme != "amqps":
+        return None
+    context = ssl.create_default_context(cafile=url.option("cafile"))
+    if url.option("verify") == "false":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    certificate = url.option("certfile")
+    if certificate:
+        context.load_cert_chain(certificate, url.option("keyfile"))
+    return pika.SSLOptions(context, url.host)
+
+
+class Link:
+    """The connection to one broker."""
+
+    def __init__(self, url: URL, owner: Owner, log: Log) -> None:
+        self.url = url
+        self.session: Session | None = None
+        self.closed = False
+        self._owner = owner
+        self._log = log
+        self._lock = threading.Lock()
+        self._loop: IOLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._calls: deque[Callable[[], None]] = deque()
+        self._called = False
+        # From here on for the I/O thread.
+        self._connection: Connection | None = None
+        self._connecting = False
+        self._was_up = False
+        self._pause = FIRST_PAUSE
+        self._last_error: ConnectionFailed | None = None
+        self._waiting: list[Future[Session]] = []
+
+    # For any thread
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run on the I/O thread, in the order of the calls. Many calls share one wake-up."""
+        self._calls.append(function)
+        if not self._called:
+            self._called = True
+            loop = self._loop or self._start()
+            loop.add_callback_threadsafe(self._run_calls)
+
+    def check(self) -> None:
+        if self.closed:
+            raise Closed("this engine was closed, or belongs to the parent of this process")
+
+    def _start(self) -> IOLoop:
+        with self._lock:
+            self.check()
+            if self._loop is None:
+                self._loop = IOLoop()
+                self._thread = threading.Thread(target=self._run, args=(self._loop,), name="mqkv-amqp", daemon=True)
+                self._thread.start()
+            return self._loop
+
+    def _run(self, loop: IOLoop) -> None:
+        while not self.closed:
+            try:
+                loop.start()
+            except Exception as error:
+                logging.getLogger(__name__).exception("the I/O thread met an error, and goes on")
+                self._on_lost(self._connection, error)
+        loop.close()
+
+    def _run_calls(self) -> None:
+        self._called = False
+        calls = self._calls
+        while calls:
+            calls.popleft()()
+
+    def close(self, farewell: Callable[[], None], timeout: float = 1.0) -> None:
+        """Say goodbye, and end the thread."""
+        with self._lock:
+            if self.closed:
+                return
+            loop, thread = self._loop, self._thread
+            if loop is None or thread is None:
+                self.closed = True
+                return
+
+        def stop() -> None:
+            self.closed = True
+            loop.stop()
+
+        def leave() -> None:
+            farewell()
+            self.closed = True
+            for waiter in self._waiting:
+                waiter.reject(Closed("this engine was closed"))
+            connection = self._connection
+            if connection is None:
+                stop()
+                return
+            connection.add_on_close_callback(lambda *_: stop())
+            connection.add_on_open_error_callback(lambda *_: stop(), remove_default=False)
+            loop.call_later(timeout, stop)
+            if connection.is_open:
+                connection.close()
+            elif not connection.is_closing:
+                loop.call_later(0, stop)
+
+        loop.add_callback_threadsafe(leave)
+        if thread is not threading.current_thread():
+            thread.join(timeout + 1)
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors, which are shared with the parent, without a word on them."""
+        self.closed = True
+        self._lock = threading.Lock()
+        transport = getattr(self._connection, "_transport", None)
+        for sock in (getattr(transport, "_sock", None), *_wakers(self._loop)):
+            if sock is not None:
+                descriptor = sock.detach()
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    # For the I/O thread
+
+    def later(self, delay: float, function: Callable[[], None]) -> Callable[[], None]:
+        """Run after ``delay`` seconds; call what is returned to forget it."""
+        loop = self._loop
+        assert loop is not None
+        handle = loop.call_later(max(delay, 0), function)
+        return lambda: loop.remove_timeout(handle)
+
+    async def sleep(self, delay: float) -> None:
+        awake: Future[None] = Future()
+        self.later(delay, lambda: awake.resolve(None))
+        await awake
+
+    async def up(self, deadline: float) -> Session:
+        """The session, made if need be."""
+        if self.session is not None:
+            return self.session
+        waiter: Future[Session] = Future()
+        self._waiting.append(waiter)
+        forget = self.later(deadline - time.monotonic(), lambda: waiter.reject(self._late()))
+        self.connect()
+        try:
+            return await waiter
+        finally:
+            forget()
+
+    def _late(self) -> ConnectionFailed:
+        problem = ConnectionFailed(f"no connection to {self.url} in time: is the broker running and reachable? Nothing was sent")
+        problem.__cause__ = self._last_error
+        return problem
+
+    def connect(self) -> None:
+        """See that there is a connection, or an attempt to make one."""
+        if self._connecting or self.session is not None or self.closed:
+            return
+        self._connecting = True
+        try:
+            connection: Any = Connection(
+                parameters(self.url),
+                on_open_callback=self._on_open,
+                on_open_error_callback=self._on_lost,
+                on_close_callback=self._on_lost,
+                custom_ioloop=self._loop,
+            )
+        except Exception as error:  # noqa: BLE001 -- an unreadable cafile and the like
+            self._on_lost(None, error)
+            return
+        self._connection = connection
+        # pika's own timeouts begin after the name was resolved, and each address has its own.
+        self.later(connect_timeout(self.url), lambda: self._give_up(connection))
+
+    def _give_up(self, connection: Connection) -> None:
+        if self._connection is connection and self._connecting:
+            self._on_lost(connection, TimeoutError())
+            if not (connection.is_closed or connection.is_closing):
+                connection.close()
+
+    def _on_open(self, connection: Connection) -> None:
+        if self._connection is connection:
+            spawn(self._begin(connection))
+
+    async def _begin(self, connection: Connection) -> None:
+        session = Session(connection)
+        connection.session = session
+        try:
+            await self._owner.up(session)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, this connection is of no use
+            if self._connection is connection:
+                self._on_lost(connection, error)
+            return
+        if self._connection is not connection or not connection.is_open:
+            return
+        self._log(
+            logging.INFO, "connect", url=self.url, product=session.dialect.product or "unknown", version=session.dialect.version
+        )
+        self.session = session
+        self._connecting = False
+        self._was_up = True
+        self._pause = FIRST_PAUSE
+        waiting, self._waiting = self._waiting, []
+        self._owner.resume(session)
+        for waiter in waiting:
+            waiter.resolve(session)
+
+    def reopen(self, session: Session) -> None:
+        """Open again the channels that the owner keeps on a connection that is well."""
+        spawn(self._reopen(session))
+
+    async def _reopen(self, session: Session) -> None:
+        try:
+            await self._owner.up(session)
+        except Exception as error:  # noqa: BLE001 -- then the connection is not well
+            if self.session is session:
+                self._on_lost(self._connection, error)
+            return
+        self._owner.flush()
+
+    def _on_lost(self, connection: Connection | None, error: BaseException) -> None:
+        """Drop what there was, and resume: the one place where a connection ends, however it ends."""
+        if connection is not self._connection and connection is not None:
+            return
+        session: Session | None = getattr(connection, "session", None)
+        was_in_use = self.session is not None
+        self.session, self._connection = None, None
+        if session is not None:
+            session.lost(error)
+            if connection is not None and connection.is_open:
+                connection.close()
+        if self.closed:
+            return
+        if was_in_use:
+            self._log(logging.WARNING, "disconnect", url=self.url, reason=str(dropped(error)) or type(error).__name__)
+            self._owner.down()
+        else:
+            self._failed(connect_error(error, self.url))
+        self._connecting = False
+        if self._owner.wanted() or self._waiting:
+            self._again()
+
+    def _failed(self, problem: ConnectionFailed) -> None:
+        self._last_error = problem
+        self._log(logging.WARNING if not self._was_up else logging.DEBUG, "connect-failed", url=self.url, reason=str(problem))
+        if not self._was_up:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                waiter.reject(problem)
+
+    def _again(self) -> None:
+        pause = self._pause * random.uniform(0.5, 1.0)
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        self._log(logging.DEBUG, "reconnect", url=self.url, pause=f"{pause:.3f}")
+        self._connecting = True
+
+        def attempt() -> None:
+            self._connecting = False
+            if self._owner.wanted() or self._waiting:
+                self.connect()
+
+        self.later(pause, attempt)
+
+
+def _wakers(loop: IOLoop | None) -> tuple[Any, Any]:
+    poller = getattr(loop, "_poller", None)
+    return getattr(poller, "_r_interrupt", None), getattr(poller, "_w_interrupt", None)

@@ -1,0 +1,472 @@
+"""Tails: what keeps a sink fed from its stream, across lost connections. All on the I/O thread, but for ``append`` and ``close``.
+
+Rules:
+
+1. A tail is attached by one coroutine at a time; ``epoch`` grows with each, and who finds another epoch than its own gives up.
+2. After a loss it consumes again *at* the message it delivered last and compares it: equal, it goes on behind it; else, or if
+   nothing stands there any more, the log is another one: ``sink.reset()``, and from the beginning.
+3. A tail has caught up when a barrier behind its first delivery was answered with room left in its prefetch (RabbitMQ), or when
+   it has delivered the message that was the newest after it attached (LavinMQ), and never before what this engine appended.
+4. An append is settled after all tails of its stream that had caught up were given it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from mqkv.errors import ConnectionFailed, Error, StreamDamaged, StreamMissing
+from mqkv.streams.amqp.dialect import behind
+from mqkv.streams.amqp.failures import Dropped, Unavailable, ours
+from mqkv.streams.amqp.publisher import Append, Publisher
+from mqkv.streams.amqp.reads import newest, probe
+from mqkv.streams.amqp.session import Channel, Session
+from mqkv.streams.amqp.tasks import Future, spawn
+from mqkv.streams.base import Delivery, Message, Promise, Sink, Start, Tail
+
+if TYPE_CHECKING:
+    from mqkv.logfmt import Log
+    from mqkv.streams.amqp.link import Link
+
+#: Silence for so many seconds after consuming, with a barrier behind it, means: nothing was ever written (RabbitMQ).
+EMPTY_AFTER = 0.5
+#: A stream that breaks the connection so often in a row when it is read is damaged.
+STRIKES = 3
+LONGEST_PAUSE = 1.0
+
+
+class Stream:
+    """What the tails of one stream in this engine share."""
+
+    def __init__(self, name: str, publisher: Publisher) -> None:
+        self.name = name
+        self.tails: list[AmqpTail] = []
+        self.top = -1  #: the newest offset at which an append of this engine was settled
+        self._publisher = publisher
+        self._held: list[tuple[int, Append]] = []
+
+    def settle(self, append: Append, offset: int, by: AmqpTail) -> None:
+        if len(self.tails) > 1 and self._late(offset):
+            self._held.append((offset, append))
+            return
+        self.top = max(self.top, offset)
+        self._publisher.settle(append, offset)
+
+    def _late(self, offset: int) -> bool:
+        return any(tail.live and tail.position < offset for tail in self.tails)
+
+    def check(self) -> None:
+        """Settle what had to wait for another tail."""
+        held, self._held = self._held, []
+        for offset, append in held:
+            if self._late(offset):
+                self._held.append((offset, append))
+            else:
+                self.top = max(self.top, offset)
+                self._publisher.settle(append, offset)
+
+    def release(self, append: Append) -> bool:
+        """At its deadline, settle an append that only waited for another tail."""
+        for each in self._held:
+            if each[1] is append:
+                self._held.remove(each)
+                self._publisher.settle(append, each[0])
+                return True
+        return False
+
+
+class Feed:
+    """One consumer of a tail; a tail has another one each time that it is attached."""
+
+    def __init__(self, tail: AmqpTail) -> None:
+        self.tail = tail
+        self.received = 0
+        self.more: Future[None] = Future()
+
+    async def wait(self, link: Link, patience: float) -> None:
+        """Until more has come, or so many seconds have passed."""
+        more = self.more = Future()
+        forget = link.later(patience, lambda: more.resolve(None))
+        await more
+        forget()
+
+    def receive(self, batch: list[Delivery]) -> None:
+        if self.tail.feed is self:
+            self.tail.receive(batch)
+            if not self.more.done:
+                self.more.resolve(None)
+
+    def cancelled(self) -> None:
+        if self.tail.feed is self:
+            self.tail.on_cancel()
+
+    def dropped(self, reason: Dropped) -> None:
+        self.more.resolve(None)
+        if self.tail.feed is self:
+            self.tail.on_drop(reason)
+
+
+class AmqpTail(Tail):
+    """A subscription. Thread-safe."""
+
+    def __init__(self, stream: Stream, start: Start | int, sink: Sink, publisher: Publisher, link: Link, log: Log) -> None:
+        self.ready = Promise()
+        self.attached = Promise()
+        self.stream = stream
+        self.waiting: dict[str, Append] = {}
+        self.epoch = 0
+        self.position = -1  #: the offset of the newest message delivered
+        self.live = False  #: caught up
+        self.sendable = False
+        self.closed = False
+        self.left = False  #: closed, and nothing is under way
+        self.error: Error | None = None
+        self.feed: Feed | None = None
+        self._start = start
+        self._from: str | int = "first" if start is Start.NEXT else start.value if isinstance(start, Start) else start
+        self._placed = start is not Start.NEXT
+        self._tip: Message | None = None
+        self._verify = False
+        self._out_of_touch = False
+        self._session: Session | None = None
+        self._channel: Channel | None = None
+        self._tag = ""
+        self._strikes = 0
+        self._looking = False
+        self._sink = sink
+        self._publisher = publisher
+        self._link = link
+        self._log = log
+        if isinstance(start, int):
+            self.position = start - 1
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "live" if self.live else "attaching"
+        return f"<AmqpTail {self.stream.name} at {self.position} {state}>"
+
+    def append(self, message: Message, timeout: float) -> Promise[int]:
+        self._link.check()
+        return self._publisher.submit(self, message, timeout)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            if not self._link.closed:
+                self._link.call(self._close)
+
+    # On the I/O thread from here on.
+
+    def drop(self, append: Append) -> None:
+        """Wait no more for an append."""
+        ident = append.message.id
+        if ident is not None and self.waiting.get(ident) is append:
+            del self.waiting[ident]
+        if self.closed and not self.waiting:
+            self._leave()
+
+    def _close(self) -> None:
+        self.live = False
+        if not self.waiting:
+            self._leave()
+            self.stream.check()
+        # else the last of the appends under way does it: they are settled by their delivery.
+
+    def _leave(self) -> None:
+        self.left = True
+        self.epoch += 1
+        self._detach()
+        if self in self.stream.tails:
+            self.stream.tails.remove(self)
+
+    def _detach(self) -> None:
+        self.feed = None
+        if self._channel is not None:
+            self._channel.cancel(self._tag)
+            self._channel = None
+
+    def attach(self, session: Session) -> None:
+        """Begin, or resume, on a connection."""
+        self.epoch += 1
+        self._detach()
+        self._session = session
+        spawn(self._attach(session, self.epoch))
+
+    def again(self) -> None:
+        """Attach anew on the same connection."""
+        self.interrupt()
+        if self._session is not None and self._session.drop is None and self.error is None:
+            self.attach(self._session)
+
+    def on_cancel(self) -> None:
+        """The broker ended the consumer: the stream was deleted, or has moved."""
+        self.epoch += 1
+        self.feed, self._channel = None, None
+        spawn(self._after_cancel(self.epoch))
+
+    async def _after_cancel(self, epoch: int) -> None:
+        session = self._session
+        try:
+            if session is not None:
+                await probe(session, self.stream.name)
+        except StreamMissing as error:
+            if self.epoch == epoch:
+                self.end(error)
+            return
+        except (Error, Dropped, Unavailable) as problem:
+            self._log(logging.DEBUG, "cancelled", stream=self.stream.name, reason=str(problem))
+        if self.epoch == epoch:
+            self.again()
+
+    def on_drop(self, reason: Dropped) -> None:
+        """The channel is gone, alone or with its connection."""
+        self._channel = None
+        if reason.code in (541, 506) and not self.live:
+            self._strikes += 1
+        self.again()
+
+    def interrupt(self) -> None:
+        """The connection is gone. Idempotent."""
+        self.feed = None
+        self.live = self.sendable = False
+        if self.attached.done() and not self._out_of_touch and self.error is None:
+            self._out_of_touch = True
+            self._tell(self._sink.interrupted)
+        self.stream.check()
+
+    async def _attach(self, session: Session, epoch: int) -> None:
+        pause = 0.05
+        while self.epoch == epoch and session.drop is None and self.error is None:
+            try:
+                await self._try(session, epoch)
+                return
+            except Unavailable as problem:
+                self._log(logging.DEBUG, "wait", stream=self.stream.name, reason=str(problem))
+            except Dropped as drop:
+                self._log(logging.DEBUG, "dropped", stream=self.stream.name, reason=str(drop))
+            except Error as error:
+                if self.epoch == epoch:
+                    self.end(error)
+                return
+            if self._strikes >= STRIKES:
+                self.end(
+                    StreamDamaged(f"stream {self.stream.name} breaks the connection when it is read: the broker finds it corrupt")
+                )
+                return
+            await self._link.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _try(self, session: Session, epoch: int) -> None:
+        await probe(session, self.stream.name)
+        if not self._placed:
+            await self._place(session)
+        channel = await session.for_tail()
+        if self.epoch != epoch:
+            return
+        feed = self.feed = Feed(self)
+        resuming = self._tip is not None
+        self._verify = resuming
+        tag = await channel.consume(self.stream.name, self.position if resuming else self._from, feed)
+        if self.epoch != epoch:
+            channel.cancel(tag)
+            return
+        self._channel, self._tag = channel, tag
+        if not self.attached.done():
+            self.sendable = True
+            self.attached.resolve(None)
+            self._publisher.flush(self)
+        await (self._catch_up(session, channel, feed) if session.dialect.barrier else self._reach(session, feed))
+        if self.epoch == epoch:
+            self._go_live()
+
+    async def _place(self, session: Session) -> None:
+        """Turn ``NEXT`` into a place that can be found again after a loss: behind the message that is the newest now."""
+        found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
+        if found is not None:
+            self.position, self._tip = found
+        self._placed = True
+
+    async def _catch_up(self, session: Session, channel: Channel, feed: Feed) -> None:
+        if not feed.received and not self.live:
+            await feed.wait(self._link, EMPTY_AFTER)
+        for _ in range(1_000_000):
+            if self.feed is not feed or self.live:
+                return
+            barrier = await channel.barrier(feed)
+            if not barrier.complete():
+                continue
+            if not feed.received:
+                break
+            if self.position >= self.stream.top:
+                return
+            await self._link.sleep(0.001)
+        if self._verify and self.feed is feed:
+            await self._judge(session)
+
+    async def _reach(self, session: Session, feed: Feed) -> None:
+        """LavinMQ: until the newest message of now has been delivered."""
+        found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
+        if self._verify and (found is None or found[0] < self.position):
+            self._restart()
+            return
+        while found is not None and self.feed is feed and not self.live and self.position < max(found[0], self.stream.top):
+            before = feed.received
+            await feed.wait(self._link, 1.0)
+            if feed.received == before:
+                raise Unavailable("deliveries have stopped")
+        self._look_later(session)
+
+    async def _judge(self, session: Session) -> None:
+        """Nothing came from where we had stopped: is the log shorter than what was read?"""
+        epoch = self.epoch
+        found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
+        if self.epoch != epoch:
+            return
+        if found is None or found[0] < self.position:
+            self._restart()
+        elif self._verify:
+            raise Unavailable("silent although there are messages")
+
+    def _go_live(self) -> None:
+        if self.live or self.error is not None:
+            return
+        self.live = self.sendable = True
+        self._strikes = 0
+        if self._out_of_touch:
+            self._out_of_touch = False
+            self._tell(self._sink.resumed)
+        self.ready.resolve(None)
+        self._publisher.flush(self)
+
+    def receive(self, batch: list[Delivery]) -> None:
+        if not batch or self.error is not None:
+            return
+        if self._verify or batch[0][0] <= self.position:
+            batch = self._checked(batch)
+            if not batch:
+                return
+        self.position, self._tip = batch[-1]
+        if not self.closed:
+            try:
+                self._sink.deliver(batch)
+            except Exception as error:  # noqa: BLE001 -- whatever it is, only this tail ends
+                self._broken(error)
+                return
+        if self.waiting:
+            self._settle(batch)
+        if len(self.stream.tails) > 1:
+            self.stream.check()
+
+    def _settle(self, batch: list[Delivery]) -> None:
+        waiting = self.waiting
+        for offset, message in batch:
+            append = waiting.pop(message.id, None) if message.id is not None else None
+            if append is not None:
+                if not self.live and not self.ready.done() and append.epoch == self.epoch and self.position >= self.stream.top:
+                    self._go_live()  # what was appended after the tail was opened proves all that was before
+                self.stream.settle(append, offset, self)
+        if self.closed and not waiting:
+            self._leave()
+
+    def _checked(self, batch: list[Delivery]) -> list[Delivery]:
+        """What is new of a batch; after a loss, compare the message that was delivered last."""
+        if not self._verify:
+            return [each for each in batch if each[0] > self.position]
+        batch = [each for each in batch if each[0] >= self.position]
+        if not batch:
+            return batch
+        if batch[0] == (self.position, self._tip):
+            self._verify = False
+            return batch[1:]
+        self._restart()
+        return []
+
+    def _restart(self) -> None:
+        """The log is not the one that was read."""
+        self._log(logging.WARNING, "reset", stream=self.stream.name, position=self.position)
+        self._verify = False
+        self._tip = None
+        self.position = self.stream.top = -1
+        if not isinstance(self._start, Start):
+            self._from = "first"
+        self._tell(self._sink.reset)
+        if self._session is not None and self.error is None:
+            self.attach(self._session)
+
+    def _tell(self, word: object) -> None:
+        if self.closed:
+            return
+        try:
+            word()  # type: ignore[operator]
+        except Exception as error:  # noqa: BLE001 -- whatever it is, only this tail ends
+            self._broken(error)
+
+    def _broken(self, error: Exception) -> None:
+        logging.getLogger("mqkv").error("a sink failed on stream %s", self.stream.name, exc_info=error)
+        self.end(StreamDamaged(f"the tail of stream {self.stream.name} ended: its reader failed ({type(error).__name__})"), error)
+
+    def end(self, error: Error, told: Exception | None = None) -> None:
+        """Nothing more will come."""
+        if self.error is not None:
+            return
+        self.error = error
+        self._leave()
+        self.live = self.sendable = False
+        waiting, self.waiting = self.waiting, {}
+        was_attached = self.attached.done()
+        self.attached.reject(error)
+        self.ready.reject(error)
+        for append in waiting.values():
+            self._publisher.reject(append, error)
+        self.stream.check()
+        if was_attached and not self.closed:
+            try:
+                self._sink.ended(told or error)
+            except Exception as problem:
+                logging.getLogger("mqkv").error("a sink failed on stream %s", self.stream.name, exc_info=problem)
+        self.closed = True
+
+    def no_connection(self, error: BaseException) -> None:
+        """The connection could not be made while this tail was being opened."""
+        if not self.attached.done():
+            self.end(error if isinstance(error, Error) else ConnectionFailed(str(ours(error, self._link.url))))
+
+    # LavinMQ forgets deliveries: look whether one is overdue.
+
+    def confirmed(self, append: Append) -> None:
+        """The broker has an append; its delivery should be here, or come at once."""
+        if append.size < 0 or self._looking or self._session is None or not self.live:
+            return
+        patience = self._session.dialect.own_record_patience
+        if patience is not None:
+            self._looking = True
+            self._link.later(patience, lambda: self._look(append))
+
+    def _look(self, append: Append) -> None:
+        self._looking = False
+        ident = append.message.id
+        if ident is not None and self.waiting.get(ident) is append and self.live:
+            self._reconsume()
+
+    def _reconsume(self) -> None:
+        """Consume again at the last message, on the same connection, without a word to the sink."""
+        if self._session is not None and self._session.drop is None:
+            self.attach(self._session)
+
+    def _look_later(self, session: Session) -> None:
+        interval = session.dialect.idle_look
+        epoch, position = self.epoch, self.position
+        if interval is not None and not self.closed:
+            self._link.later(interval, lambda: spawn(self._look_around(session, epoch, position)))
+
+    async def _look_around(self, session: Session, epoch: int, position: int) -> None:
+        if self.epoch != epoch or self.closed or session.drop is not None:
+            return
+        if self.position == position:
+            try:
+                count = await probe(session, self.stream.name)
+            except (Error, Dropped, Unavailable):
+                return
+            if self.epoch == epoch and self.position == position and count and behind(position, 1, count):
+                self._reconsume()
+                return
+        self._look_later(session)
