@@ -1,4 +1,5 @@
-"""The broker is killed and comes back while stores are open: nothing acknowledged is lost, nothing comes twice, no table is stale."""
+"""The broker is killed and comes back while stores are open: nothing acknowledged is lost, nothing comes twice, no table stays
+stale."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ class Load:
             except mqkv.ConnectionFailed:
                 self.refused += 1
                 self._stop.wait(0.05)  # as a caller would back off; the loop would spin for seconds otherwise
-            except BaseException as error:  # noqa: BLE001 -- the test fails on it
+            except BaseException as error:
                 self.errors.append(error)
                 return
             self.slowest = max(self.slowest, time.monotonic() - began)
@@ -100,7 +101,16 @@ def test_a_killed_broker_comes_back(own_broker: Any, prefix: str) -> None:
                         break
                     seen.append(change)
                 values = [change.value for change in seen]
-                print(len(load.acknowledged), "acknowledged", len(load.unknown), "unknown", load.refused, "refused", load.slowest, "s")
+                print(
+                    len(load.acknowledged),
+                    "acknowledged",
+                    len(load.unknown),
+                    "unknown",
+                    load.refused,
+                    "refused",
+                    load.slowest,
+                    "s",
+                )
                 assert set(load.acknowledged) <= set(values), "an acknowledged write was lost, or not told"
                 assert set(values) <= set(load.acknowledged) | set(load.unknown), "a record from nowhere"
                 assert len(values) == len(set(values)) and values == sorted(values), "told twice, or out of order"

@@ -24,7 +24,7 @@ def in_child(work: Callable[[], object]) -> None:
     if pid == 0:
         try:
             work()
-        except BaseException:  # noqa: BLE001 -- told by the exit code
+        except BaseException:
             traceback.print_exc(file=sys.stderr)
             os._exit(1)
         os._exit(0)

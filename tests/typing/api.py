@@ -1,19 +1,74 @@
-"""User code that must type-check under mypy --strict. It is never run."""
+"""What a user writes, which must type-check with ``mypy --strict``. Never run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 import mqkv
+from mqkv.testing import EngineContract, StoreContract
 
 
-def strings() -> int:
-    with mqkv.Store("memory://", prefix="app", layout="shared") as store:
-        revision: int = store.set("k", "v", ttl=60)
-        there: bool = store.exists("k")
-        entry = store.entry("k")
+def use_a_store() -> None:
+    with mqkv.Store("amqp://localhost", prefix="app", layout="shared", name="cache", logger=logging.getLogger("app")) as store:
+        revision: int = store.set("user:1:name", "Alice", ttl=3600)
+        name: str = store.get("user:1:name", "nobody")
+        maybe: str | None = store.get("user:1:name")
+        there: bool = store.exists("k") and "k" in store and store.delete("k")
+        seconds: float | None = store.ttl("k")
+        values: list[Any] = store.history("counter", limit=2)
+        entry: mqkv.Entry | None = store.entry("k")
         if entry is not None:
-            revision += entry.revision
-        return revision + there
+            revision = entry.revision
+        keys: list[str] = store.keys("user:*")
+        pairs: dict[str, Any] = dict(store.items())
+        many: dict[str, Any] = store.get_many(keys)
+        with store.watch("events", start="first") as changes:
+            for change in changes:
+                kind: str = change.kind
+                print(kind, change.key, change.revision)
+        watch: mqkv.Watch = store.watch("events", print)
+        store.unwatch(watch)
+        store.preload("user:1", "config:theme", max_messages=1)
+        numbers: Mapping[str, object] = store.stats()
+        store.flush(timeout=1)
+        store.clear()
+        store.purge()
+        print(len(store), revision, name, maybe, there, seconds, values, pairs, many, numbers)
 
 
-def mapping() -> list[str]:
-    with mqkv.StreamDict("memory://") as d:
-        d["k"] = "v"
-        return list(d)
+def use_a_dict(mapping: MutableMapping[str, Any]) -> None:
+    mapping["k"] = "v"
+
+
+def use_a_stream_dict() -> None:
+    with mqkv.StreamDict("file:///tmp/kv") as d:
+        d["k"] = {"any": ["json", 1, None]}
+        use_a_dict(d)
+        d |= {"a": 1}
+        del d["k"]
+    try:
+        mqkv.Store("memory://").set("", None)
+    except (mqkv.InvalidKey, mqkv.ConnectionFailed) as error:
+        print(error)
+
+
+class Text:
+    """A codec of one's own."""
+
+    def encode(self, value: object) -> tuple[bytes, str | None]:
+        return str(value).encode(), None
+
+    def decode(self, body: bytes, content_type: str | None) -> object:
+        return body.decode()
+
+
+codec: mqkv.Codec = Text()
+store = mqkv.Store("memory://", codec=codec)
+
+
+class TestMine(StoreContract): ...
+
+
+class TestMyEngine(EngineContract): ...

@@ -305,7 +305,7 @@ class PerKeyKeyspace(Keyspace):
         return self._keep(key, attached(self._begin(key, Start.FIRST), timeout))
 
     def _list(self, key: str, timeout: float) -> None:
-        """Have the key in the directory before it has a value, and not before it has a stream: who reads it there can follow it."""
+        """Have the key in the directory: before it has a value, and after it has a stream."""
         if self._directory.read(key, timeout) is None:
             record = Record("set", key, written_ms=int(self.options.clock() * 1000), id=new_id())
             self._directory.write(record, timeout, confirm=True)

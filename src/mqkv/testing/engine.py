@@ -10,7 +10,7 @@
             engine.close()
 
         @pytest.fixture
-        def another_engine(self, tmp_path): ...  # a connection of its own to the same place; or the same engine, if there can be none
+        def another_engine(self, tmp_path): ...  # a connection of its own to the same place; the same engine if none can be
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from mqkv.errors import Closed, Error, StreamMissing
-from mqkv.streams.base import Delivery, Engine, Message, Promise, Start, Tail
+from mqkv.streams.base import Delivery, Engine, HeaderValue, Message, Promise, Start, Tail
 
 #: Seconds that anything may take. Nothing waits that long unless something is wrong.
 PATIENCE = 15.0
@@ -168,7 +168,7 @@ class EngineContract:
     # Streams
 
     def test_declare_is_idempotent(self, engine: Engine, another_engine: Engine, declared: str) -> None:
-        tail, sink = opened(engine, declared)
+        tail, _ = opened(engine, declared)
         put(tail, "kept")
         engine.declare(declared, None, PATIENCE)
         engine.declare(declared, 3600, PATIENCE)
@@ -260,7 +260,7 @@ class EngineContract:
         jobs = [
             lambda tail=tail, who=who: [put(tail, f"{who}.{i}") for i in range(50)] for who, tail in enumerate((one, two) * 2)
         ]
-        run_threads(jobs)  # type: ignore[arg-type]
+        run_threads(jobs)
         engine.catch_up()
         another_engine.catch_up()
         assert first.wait_for(200) == second.wait_for(200)
@@ -280,7 +280,16 @@ class EngineContract:
         assert another_engine.last(declared, PATIENCE)[1].body == body  # type: ignore[index]
 
     def test_headers_and_properties(self, engine: Engine, another_engine: Engine, declared: str) -> None:
-        headers = {"text": "naïve ☃", "empty": "", "yes": True, "no": False, "n": 7, "big": 2**62, "less": -(2**62), "ключ": 0}
+        headers: dict[str, HeaderValue] = {
+            "text": "naïve ☃",
+            "empty": "",
+            "yes": True,
+            "no": False,
+            "n": 7,
+            "big": 2**62,
+            "less": -(2**62),
+            "ключ": 0,
+        }
         sent = Message(b"b", headers, "id-1", "application/json; v=1", "zstd")
         tail, sink = opened(engine, declared)
         result(tail.append(sent, PATIENCE))
@@ -390,7 +399,7 @@ class EngineContract:
 
     def test_the_signal_changes_with_a_write_elsewhere(self, engine: Engine, another_engine: Engine, declared: str) -> None:
         tail, _ = opened(engine, declared)
-        _, far = opened(another_engine, declared)
+        opened(another_engine, declared)
         if another_engine.signal == (0,):
             return  # an engine that pushes
         for i in range(50):

@@ -127,6 +127,7 @@ class AmqpTail(Tail):
         self._placed = start is not Start.NEXT
         self._tip: Message | None = None
         self._verify = False
+        self._cancelled = False  # by the broker, and not caught up since
         self._out_of_touch = False
         self._session: Session | None = None
         self._channel: Channel | None = None
@@ -199,6 +200,7 @@ class AmqpTail(Tail):
 
     def on_cancel(self) -> None:
         """The broker ended the consumer: the stream was deleted, or has moved."""
+        self._cancelled = True
         self.epoch += 1
         self.feed, self._channel = None, None
         spawn(self._after_cancel(self.epoch))
@@ -331,6 +333,7 @@ class AmqpTail(Tail):
             return
         self.live = self.sendable = True
         self._strikes = 0
+        self._cancelled = False
         if self._out_of_touch:
             self._out_of_touch = False
             self._tell(self._sink.resumed)
@@ -382,6 +385,9 @@ class AmqpTail(Tail):
 
     def _restart(self) -> None:
         """The log is not the one that was read."""
+        if self._cancelled:
+            self.end(StreamMissing(f"stream {self.stream.name} was deleted (and made anew)"))
+            return
         self._log(logging.WARNING, "reset", stream=self.stream.name, position=self.position)
         self._verify = False
         self._tip = None

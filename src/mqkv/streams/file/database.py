@@ -5,7 +5,8 @@ It knows rows, and no tail or sink. Used by one thread at a time. Rules:
 1. One table, ``log``, holds the records of all streams; ``offset`` counts over all of them, so one number says how far a process
    has read. Records of stream 0 are the engine's own: the newest of them says that some stream was deleted.
 2. A record is one insert, and dirties one page. Where a stream's records are stands in ``place``, brought up to date
-   some hundreds of records at once (an index proper costs 9 us an insert, this under 1); the few newer ones are found by reading ``log``.
+   some hundreds of records at once (an index proper costs 9 us an insert, this under 1); the few newer ones are found by reading
+   ``log``.
 3. The newest record of ``log`` is never removed, so no offset is given twice.
 4. The checksum covers body, offset, stream and time. SQLite does not check its pages: a flipped bit would be served as a value.
 """
