@@ -25,6 +25,7 @@ NAMES = (
     "visible",
     "file_engine",
 )
+BEGIN, END = "<!-- benchmarks/run --record: from here -->", "<!-- to here -->"
 
 
 def main() -> int:
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--url", help="a broker that runs already; without, a private RabbitMQ node is started")
     parser.add_argument("--folder", type=Path, help="where to put the files of embedded engines (default: a temporary folder)")
     parser.add_argument("--quick", action="store_true", help="few rounds: for a look whether it works, not for figures")
+    parser.add_argument("--record", action="store_true", help="put the table into docs/performance.md")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     arguments = parser.parse_args()
     if arguments.list:
@@ -58,10 +60,22 @@ def main() -> int:
                 traceback.print_exc()
         about = machine(bench)
     command = " ".join(["benchmarks/run", *(["--quick"] if arguments.quick else []), *arguments.names])
-    print(f"\n`{command}`, {time.strftime('%Y-%m-%d')}, {time.monotonic() - started:.0f} s. {about}\n\n{table(rows)}")
+    report = f"`{command}`, {time.strftime('%Y-%m-%d')}, {time.monotonic() - started:.0f} s. {about}\n\n{table(rows)}"
+    print(f"\n{report}")
+    if arguments.record:
+        record(report)
     missed = sum(row.ok is False for row in rows)
     print(f"\n{len(rows)} figures, {missed} missed, {failed} benchmarks failed")
     return 1 if missed or failed else 0
+
+
+def record(report: str) -> None:
+    """Replace what stands between the marks in docs/performance.md."""
+    page = Path(__file__).parent.parent / "docs" / "performance.md"
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin and end, f"{page} has no {BEGIN} and {END}"
+    page.write_text(f"{before}{BEGIN}\n{report}\n{END}{after}")
 
 
 @contextlib.contextmanager

@@ -53,6 +53,7 @@ class Bench:
         self._prefixes = 0
         self._id = uuid.uuid4().hex[:6]
         self.product = ""
+        self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # of the last minute: other work on the machine
 
     @property
     def amqp(self) -> str:
@@ -190,7 +191,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def machine(bench: Bench) -> str:
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    load = f", load before and after it {os.getloadavg()[2]:.1f}" if hasattr(os, "getloadavg") else ""
+    load = f", load {bench.load:.1f} at the start and {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     parts = [
         f"{os.cpu_count()} cores ({model or platform.machine()}), {platform.system()} {platform.release()}{load}",
         f"Python {platform.python_version()}, pika {pika.__version__}, SQLite {sqlite3.sqlite_version}",

@@ -17,7 +17,7 @@ from common import Bench, Raw, ms, percentile, store
 
 import mqkv
 
-PAUSE = 0.003  # between two sets: each is to be seen alone
+PAUSE = 0.001  # between two sets: each is to be seen alone
 
 
 def watcher(url: str, prefix: str, layout: str, pipe: Connection) -> None:

@@ -22,7 +22,7 @@ from mqkv.errors import Closed, ConnectionFailed, Error, StreamDamaged, StreamMi
 from mqkv.streams.base import Start
 from mqkv.streams.file import FileEngine
 from mqkv.streams.file.database import NAME, VERSION
-from mqkv.testing.engine import RecordingSink, message, opened, put, run_threads
+from mqkv.testing.tools import RecordingSink, message, opened, put, run_threads
 from mqkv.url import parse
 
 SOURCE = str(Path(sys.modules["mqkv"].__file__ or "").parent.parent)
@@ -31,7 +31,7 @@ import sys, time
 sys.path.insert(0, {source!r})
 from mqkv.streams.base import Message, Start
 from mqkv.streams.file import FileEngine
-from mqkv.testing.engine import RecordingSink, message, opened, put, result
+from mqkv.testing.tools import RecordingSink, message, opened, put, result
 from mqkv.url import parse
 engine = FileEngine(parse({url!r}))
 def say(*what): print(*what, flush=True)

@@ -9,7 +9,7 @@ import pytest
 from mqkv.errors import ConnectionFailed, OutcomeUnknown, StreamMissing
 from mqkv.streams.base import RETRY_HEADER, Start, Tail
 from mqkv.streams.memory import MemoryEngine
-from mqkv.testing.engine import RecordingSink, message, opened, put
+from mqkv.testing.tools import RecordingSink, message, opened, put
 from mqkv.url import parse
 
 

@@ -159,6 +159,6 @@ def _expiry(headers: Mapping[str, HeaderValue]) -> int | None:
     seconds = headers.get(EXPIRES_AT)
     if seconds is None:
         return None
-    if isinstance(seconds, (bool, str)) or not 0 <= seconds < _LATEST_MS / 1000:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < _LATEST_MS / 1000:
         raise Unreadable(f"{EXPIRES_AT} is not a time")
     return math.ceil(seconds * 1000)

@@ -19,7 +19,7 @@ from mqkv.errors import Error, StreamMissing, UpgradeRequired
 from mqkv.fold import Cell, Outcome, State, fold
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse
-from mqkv.streams.base import Delivery, Promise, Tail
+from mqkv.streams.base import Delivery, Message, Promise, Tail
 
 #: What ``shown`` holds for a key: the value, and the expiry in Unix seconds.
 Shown = tuple[object, "float | None"]
@@ -54,6 +54,7 @@ class Table:
         self._log = log
         self._lock = threading.Lock()
         self._awaited: dict[str, Outcome | None] = {}
+        self._own: dict[str, tuple[Message, Record]] = {}
         self._pending: dict[str, dict[str, Cell | None]] = {}
         self._subscribers: tuple[Subscriber, ...] = ()
 
@@ -85,11 +86,13 @@ class Table:
 
     # Writing
 
-    def expect(self, id: str) -> None:
-        """Keep the outcome of the record with this id until it is taken."""
+    def expect(self, id: str, message: Message, record: Record) -> None:
+        """Keep the outcome of this record until it is taken."""
         self._awaited[id] = None
+        self._own[id] = message, record
 
     def take(self, id: str) -> Outcome | None:
+        self._own.pop(id, None)
         return self._awaited.pop(id, None)
 
     def show_early(self, record: Record, cell: Cell | None) -> None:
@@ -123,6 +126,11 @@ class Table:
         with self._lock:
             self._subscribers = tuple(other for other in self._subscribers if other is not subscriber)
 
+    def hand_over(self, other: Table) -> None:
+        """Have ``other`` tell our subscribers from now on."""
+        with self._lock, other._lock:
+            other._subscribers, self._subscribers = (*other._subscribers, *self._subscribers), ()
+
     @property
     def watched(self) -> bool:
         return bool(self._subscribers)
@@ -133,6 +141,12 @@ class Table:
         with self._lock:
             if self.failed is None:
                 for offset, message in batch:
+                    own = self._own.get(message.id) if self._own and message.id is not None else None
+                    if own is not None and own[0] is message:
+                        # An embedded engine hands back the very message; what it was made of need not be parsed.
+                        self._fold(offset, own[1])
+                        self.position = offset
+                        continue
                     try:
                         record = parse(message, self.key)
                     except Unreadable as why:

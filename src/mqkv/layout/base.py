@@ -168,10 +168,10 @@ class Keyspace(ABC):
                 raise
             self.unconfirmed.add(promise, table, record)
             return -1, None
-        table.expect(record.id)
+        table.expect(record.id, message, record)
         try:
             promise = table.tail.append(message, timeout)
-            offset = settled(promise, timeout + 1, table.stream)
+            offset = promise.result() if promise.done() else settled(promise, timeout + 1, table.stream)
         finally:
             outcome = table.take(record.id)
         return offset, outcome
@@ -206,6 +206,7 @@ class Keyspace(ABC):
     def close(self) -> None:
         """Let go of tails and watches. The engine is closed by whoever opened it."""
         self.cells = NOTHING
+        self.signal = Keyspace.signal  # an engine's own may hold a mapping open
         for watch in list(self._watches):
             watch.close()
         self._dispatcher.close()

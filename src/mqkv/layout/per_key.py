@@ -197,7 +197,11 @@ class PerKeyKeyspace(Keyspace):
         return table
 
     def _open(self, key: str, timeout: float) -> Table:
-        """The table of a key whose stream exists, loaded; opened by one thread at a time."""
+        """The table of a key whose stream exists, with all that stood there when the call began."""
+        return self._complete(key, self._attach(key, timeout), timeout)
+
+    def _attach(self, key: str, timeout: float) -> Table:
+        """The table of a key whose stream exists, perhaps still loading; opened by one thread at a time."""
         while True:
             table = self._usable(key)
             if table is not None:
@@ -209,7 +213,7 @@ class PerKeyKeyspace(Keyspace):
                     self._opening[key] = mine
             if opening is None:
                 try:
-                    return self._keep(key, self._load(key, self._begin(key), timeout))
+                    return self._keep(key, attached(self._begin(key), timeout))
                 finally:
                     with self._lock:
                         del self._opening[key]
@@ -217,15 +221,23 @@ class PerKeyKeyspace(Keyspace):
             if not opening.wait(timeout + STALL):
                 raise ReadTimeout(f"another thread has been opening the stream of key {key!r} for {timeout + STALL:g} s")
 
+    def _complete(self, key: str, table: Table, timeout: float) -> Table:
+        """The table, loaded; folded from the beginning of the stream where its end alone does not tell."""
+        if not table.tail.ready.done() or table.tail.ready.error() is not None:
+            loaded(table, timeout)
+        if table.determined or table.position < 0:
+            return table
+        whole = loaded(self._begin(key, Start.FIRST), timeout)
+        whole.determined = True
+        with self._lock:
+            if self._tables.get(key) is table:
+                del self._tables[key]
+                table.hand_over(whole)
+                table.tail.close()
+        return self._keep(key, whole)
+
     def _begin(self, key: str, start: Start = Start.LAST) -> Table:
         return self.open_table(self.stream(key), start, key=key, shown=self._shown)
-
-    def _load(self, key: str, table: Table, timeout: float) -> Table:
-        loaded(table, timeout)
-        if table.position >= 0 and not table.determined:
-            table.tail.close()
-            table = loaded(self._begin(key, Start.FIRST), timeout)
-        return table
 
     def _open_all(self, keys: Iterable[str], timeout: float) -> dict[str, Table]:
         """The tables of all keys that have a stream; all are asked for before one is waited for."""
@@ -236,11 +248,11 @@ class PerKeyKeyspace(Keyspace):
             if table is None:
                 begun[key] = self._begin(key)
             else:
-                tables[key] = table
+                tables[key] = self._complete(key, table, timeout)
         try:
             for key in list(begun):
                 with contextlib.suppress(StreamMissing):
-                    tables[key] = self._keep(key, self._load(key, begun[key], timeout))
+                    tables[key] = self._complete(key, self._keep(key, loaded(begun[key], timeout)), timeout)
                 del begun[key]
         finally:
             for table in begun.values():
@@ -293,7 +305,7 @@ class PerKeyKeyspace(Keyspace):
                     self._idle[key] = table  # used last
             return table
         try:
-            table = self._open(key, timeout)
+            table = self._attach(key, timeout)
             self._list(key, timeout)
             return table
         except StreamMissing:
@@ -302,7 +314,9 @@ class PerKeyKeyspace(Keyspace):
         self.log.debug("declare", key=key, stream=stream, max_age=max_age)
         self._list(key, timeout)
         # From the first record on, whatever another process writes meanwhile. There may be none: nothing to wait for.
-        return self._keep(key, attached(self._begin(key, Start.FIRST), timeout))
+        table = attached(self._begin(key, Start.FIRST), timeout)
+        table.determined = True
+        return self._keep(key, table)
 
     def _list(self, key: str, timeout: float) -> None:
         """Have the key in the directory: before it has a value, and after it has a stream."""
@@ -317,6 +331,7 @@ class PerKeyKeyspace(Keyspace):
         if isinstance(start, int):
             self.replay_into(watch, key, start, timeout, tell)
             return
+        table = self._complete(key, table, timeout)
         tell = tell or watch.offer
         with self._lock:
             self._idle.pop(key, None)

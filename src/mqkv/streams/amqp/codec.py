@@ -75,7 +75,8 @@ def decode_table(data: bytes, at: int, end: int) -> tuple[dict[str, HeaderValue]
     except (IndexError, error):
         pass
     if offset is None:
-        offset = _find_offset(data[start:end])
+        shown = headers.pop("x-stream-offset", None)  # in another number type than RabbitMQ's
+        offset = shown if isinstance(shown, int) and shown is not True else _find_offset(data[start:end])
     return headers, offset
 
 

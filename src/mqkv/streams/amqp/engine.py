@@ -16,11 +16,12 @@ from typing import TypeVar
 from mqkv.errors import ConnectionFailed, Error, ReadTimeout
 from mqkv.logfmt import Log
 from mqkv.streams.amqp import reads
-from mqkv.streams.amqp.failures import Dropped, Unavailable, ours
+from mqkv.streams.amqp.failures import Dropped, Unavailable, damaged, ours
+from mqkv.streams.amqp.feeds import Stream
 from mqkv.streams.amqp.link import Link, connect_timeout
 from mqkv.streams.amqp.publisher import Publisher
 from mqkv.streams.amqp.session import Session
-from mqkv.streams.amqp.tails import EMPTY_AFTER, AmqpTail, Stream
+from mqkv.streams.amqp.tails import EMPTY_AFTER, STRIKES, AmqpTail
 from mqkv.streams.amqp.tasks import spawn
 from mqkv.streams.base import Delivery, Engine, Promise, Sink, Start, Tail
 from mqkv.url import URL
@@ -62,7 +63,7 @@ class AmqpEngine(Engine):
 
     def open(self, stream: str, start: Start | int, sink: Sink) -> Tail:
         self._link.check()
-        tail = AmqpTail(Stream(stream, self._publisher), start, sink, self._publisher, self._link, self._log)
+        tail = AmqpTail(Stream(stream, self._publisher, self._streams), start, sink, self._publisher, self._link, self._log)
         self._link.call(lambda: self._open(tail))
         return tail
 
@@ -83,7 +84,7 @@ class AmqpEngine(Engine):
         self._link.check()
         promise: Promise[T] = Promise()
         deadline = time.monotonic() + timeout
-        self._link.call(lambda: spawn(self._answer(promise, deadline, question)))
+        self._link.call(lambda: spawn(self._answer(promise, deadline, stream, question)))
         if not promise.wait(timeout + GRACE):
             # No connection at all is told by the I/O thread, so there was one, and it is silent.
             raise ReadTimeout(f"the broker did not answer within {timeout:g} s about stream {stream}")
@@ -91,9 +92,11 @@ class AmqpEngine(Engine):
 
     # The I/O thread
 
-    async def _answer(self, promise: Promise[T], deadline: float, question: Callable[[Session, float], Awaitable[T]]) -> None:
+    async def _answer(
+        self, promise: Promise[T], deadline: float, stream: str, question: Callable[[Session, float], Awaitable[T]]
+    ) -> None:
         problem: Exception = ConnectionFailed(f"no connection to {self.url} in time")
-        pause = 0.02
+        pause, strikes = 0.02, 0
         while not promise.done():
             try:
                 session = await self._link.up(deadline)
@@ -101,8 +104,12 @@ class AmqpEngine(Engine):
                 return
             except (Dropped, Unavailable) as error:
                 problem = error
+                strikes += isinstance(error, Dropped) and error.code == 541
             except Error as error:
                 promise.reject(error)
+                return
+            if strikes >= STRIKES:
+                promise.reject(damaged(stream))
                 return
             if time.monotonic() + pause >= deadline:
                 promise.reject(ours(problem, self.url))
@@ -130,7 +137,7 @@ class AmqpEngine(Engine):
             tail.no_connection(error)
 
     def wanted(self) -> bool:
-        return any(stream.tails for stream in self._streams.values())
+        return bool(self._streams)
 
     async def up(self, session: Session) -> None:
         session.connection.add_on_connection_blocked_callback(lambda *_: self._block(session, True))
@@ -148,7 +155,6 @@ class AmqpEngine(Engine):
             self._publisher.flush(tail)
 
     def resume(self, session: Session) -> None:
-        self._streams = {name: stream for name, stream in self._streams.items() if stream.tails}
         for tail in self._tails():
             tail.attach(session)
 

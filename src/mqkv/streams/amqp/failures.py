@@ -16,7 +16,7 @@ from typing import Any
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
-from mqkv.errors import ConnectionFailed, Error, NotAStream, StreamMissing
+from mqkv.errors import ConnectionFailed, Error, NotAStream, StreamDamaged, StreamMissing
 from mqkv.url import URL
 
 
@@ -55,6 +55,10 @@ def queue_error(drop: Dropped, stream: str) -> Exception:
             f"the broker refused access to stream {stream}: give the user configure, write and read rights on it"
         )
     return drop
+
+
+def damaged(stream: str) -> StreamDamaged:
+    return StreamDamaged(f"stream {stream} breaks the connection when it is read: the broker finds it corrupt (541)")
 
 
 def _last_cause(problem: BaseException | None) -> BaseException | None:

@@ -13,15 +13,17 @@ Rules:
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING
 
 from mqkv.errors import ConnectionFailed, Error, StreamDamaged, StreamMissing
-from mqkv.streams.amqp.dialect import behind
-from mqkv.streams.amqp.failures import Dropped, Unavailable, ours
+from mqkv.streams.amqp.failures import Dropped, Unavailable, damaged, ours
+from mqkv.streams.amqp.feeds import Feed, Stream
+from mqkv.streams.amqp.lookout import Lookout
 from mqkv.streams.amqp.publisher import Append, Publisher
 from mqkv.streams.amqp.reads import newest, probe
 from mqkv.streams.amqp.session import Channel, Session
-from mqkv.streams.amqp.tasks import Future, spawn
+from mqkv.streams.amqp.tasks import spawn
 from mqkv.streams.base import Delivery, Message, Promise, Sink, Start, Tail
 
 if TYPE_CHECKING:
@@ -31,79 +33,8 @@ if TYPE_CHECKING:
 #: Silence for so many seconds after consuming, with a barrier behind it, means: nothing was ever written (RabbitMQ).
 EMPTY_AFTER = 0.5
 #: A stream that breaks the connection so often in a row when it is read is damaged.
-STRIKES = 3
+STRIKES = 4
 LONGEST_PAUSE = 1.0
-
-
-class Stream:
-    """What the tails of one stream in this engine share."""
-
-    def __init__(self, name: str, publisher: Publisher) -> None:
-        self.name = name
-        self.tails: list[AmqpTail] = []
-        self.top = -1  #: the newest offset at which an append of this engine was settled
-        self._publisher = publisher
-        self._held: list[tuple[int, Append]] = []
-
-    def settle(self, append: Append, offset: int, by: AmqpTail) -> None:
-        if len(self.tails) > 1 and self._late(offset):
-            self._held.append((offset, append))
-            return
-        self.top = max(self.top, offset)
-        self._publisher.settle(append, offset)
-
-    def _late(self, offset: int) -> bool:
-        return any(tail.live and tail.position < offset for tail in self.tails)
-
-    def check(self) -> None:
-        """Settle what had to wait for another tail."""
-        held, self._held = self._held, []
-        for offset, append in held:
-            if self._late(offset):
-                self._held.append((offset, append))
-            else:
-                self.top = max(self.top, offset)
-                self._publisher.settle(append, offset)
-
-    def release(self, append: Append) -> bool:
-        """At its deadline, settle an append that only waited for another tail."""
-        for each in self._held:
-            if each[1] is append:
-                self._held.remove(each)
-                self._publisher.settle(append, each[0])
-                return True
-        return False
-
-
-class Feed:
-    """One consumer of a tail; a tail has another one each time that it is attached."""
-
-    def __init__(self, tail: AmqpTail) -> None:
-        self.tail = tail
-        self.received = 0
-        self.more: Future[None] = Future()
-
-    async def wait(self, link: Link, patience: float) -> None:
-        """Until more has come, or so many seconds have passed."""
-        more = self.more = Future()
-        forget = link.later(patience, lambda: more.resolve(None))
-        await more
-        forget()
-
-    def receive(self, batch: list[Delivery]) -> None:
-        if self.tail.feed is self:
-            self.tail.receive(batch)
-            if not self.more.done:
-                self.more.resolve(None)
-
-    def cancelled(self) -> None:
-        if self.tail.feed is self:
-            self.tail.on_cancel()
-
-    def dropped(self, reason: Dropped) -> None:
-        self.more.resolve(None)
-        if self.tail.feed is self:
-            self.tail.on_drop(reason)
 
 
 class AmqpTail(Tail):
@@ -133,7 +64,7 @@ class AmqpTail(Tail):
         self._channel: Channel | None = None
         self._tag = ""
         self._strikes = 0
-        self._looking = False
+        self._lookout = Lookout(self, link)
         self._sink = sink
         self._publisher = publisher
         self._link = link
@@ -176,8 +107,7 @@ class AmqpTail(Tail):
         self.left = True
         self.epoch += 1
         self._detach()
-        if self in self.stream.tails:
-            self.stream.tails.remove(self)
+        self.stream.remove(self)
 
     def _detach(self) -> None:
         self.feed = None
@@ -190,7 +120,10 @@ class AmqpTail(Tail):
         self.epoch += 1
         self._detach()
         self._session = session
-        spawn(self._attach(session, self.epoch))
+        if self._strikes >= STRIKES:
+            self.end(damaged(self.stream.name))
+        else:
+            spawn(self._attach(session, self.epoch))
 
     def again(self) -> None:
         """Attach anew on the same connection."""
@@ -237,6 +170,8 @@ class AmqpTail(Tail):
 
     async def _attach(self, session: Session, epoch: int) -> None:
         pause = 0.05
+        if self._strikes > 1:  # a suspect: let the others come up first, one by one, so that not they are blamed
+            await self._link.sleep(random.uniform(0.1, 0.5) * self._strikes)
         while self.epoch == epoch and session.drop is None and self.error is None:
             try:
                 await self._try(session, epoch)
@@ -248,11 +183,6 @@ class AmqpTail(Tail):
             except Error as error:
                 if self.epoch == epoch:
                     self.end(error)
-                return
-            if self._strikes >= STRIKES:
-                self.end(
-                    StreamDamaged(f"stream {self.stream.name} breaks the connection when it is read: the broker finds it corrupt")
-                )
                 return
             await self._link.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
@@ -315,7 +245,7 @@ class AmqpTail(Tail):
             await feed.wait(self._link, 1.0)
             if feed.received == before:
                 raise Unavailable("deliveries have stopped")
-        self._look_later(session)
+        self._lookout.keep(session)
 
     async def _judge(self, session: Session) -> None:
         """Nothing came from where we had stopped: is the log shorter than what was read?"""
@@ -436,43 +366,12 @@ class AmqpTail(Tail):
         if not self.attached.done():
             self.end(error if isinstance(error, Error) else ConnectionFailed(str(ours(error, self._link.url))))
 
-    # LavinMQ forgets deliveries: look whether one is overdue.
-
     def confirmed(self, append: Append) -> None:
         """The broker has an append; its delivery should be here, or come at once."""
-        if append.size < 0 or self._looking or self._session is None or not self.live:
-            return
-        patience = self._session.dialect.own_record_patience
-        if patience is not None:
-            self._looking = True
-            self._link.later(patience, lambda: self._look(append))
+        if append.size >= 0 and self.live and self._session is not None:
+            self._lookout.expect(self._session, append)
 
-    def _look(self, append: Append) -> None:
-        self._looking = False
-        ident = append.message.id
-        if ident is not None and self.waiting.get(ident) is append and self.live:
-            self._reconsume()
-
-    def _reconsume(self) -> None:
+    def reconsume(self) -> None:
         """Consume again at the last message, on the same connection, without a word to the sink."""
-        if self._session is not None and self._session.drop is None:
+        if self._session is not None and self._session.drop is None and self.error is None:
             self.attach(self._session)
-
-    def _look_later(self, session: Session) -> None:
-        interval = session.dialect.idle_look
-        epoch, position = self.epoch, self.position
-        if interval is not None and not self.closed:
-            self._link.later(interval, lambda: spawn(self._look_around(session, epoch, position)))
-
-    async def _look_around(self, session: Session, epoch: int, position: int) -> None:
-        if self.epoch != epoch or self.closed or session.drop is not None:
-            return
-        if self.position == position:
-            try:
-                count = await probe(session, self.stream.name)
-            except (Error, Dropped, Unavailable):
-                return
-            if self.epoch == epoch and self.position == position and count and behind(position, 1, count):
-                self._reconsume()
-                return
-        self._look_later(session)

@@ -1,0 +1,96 @@
+"""What stands between a tail and its neighbours: the other tails of its stream, and the consumer that feeds it.
+
+All on the I/O thread. It keeps rule 3 of ``streams/base.py``: an append is settled after all tails of its stream in this engine
+that had caught up were given it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mqkv.streams.amqp.failures import Dropped
+from mqkv.streams.amqp.tasks import Future
+from mqkv.streams.base import Delivery
+
+if TYPE_CHECKING:
+    from mqkv.streams.amqp.link import Link
+    from mqkv.streams.amqp.publisher import Append, Publisher
+    from mqkv.streams.amqp.tails import AmqpTail
+
+
+class Stream:
+    """What the tails of one stream in this engine share."""
+
+    def __init__(self, name: str, publisher: Publisher, registry: dict[str, Stream]) -> None:
+        self.name = name
+        self.tails: list[AmqpTail] = []
+        self.top = -1  #: the newest offset at which an append of this engine was settled
+        self._publisher = publisher
+        self._registry = registry
+        self._held: list[tuple[int, Append]] = []
+
+    def remove(self, tail: AmqpTail) -> None:
+        if tail in self.tails:
+            self.tails.remove(tail)
+        if not self.tails and self._registry.get(self.name) is self:
+            del self._registry[self.name]
+
+    def settle(self, append: Append, offset: int, by: AmqpTail) -> None:
+        if len(self.tails) > 1 and self._late(offset):
+            self._held.append((offset, append))
+            return
+        self.top = max(self.top, offset)
+        self._publisher.settle(append, offset)
+
+    def _late(self, offset: int) -> bool:
+        return any(tail.live and tail.position < offset for tail in self.tails)
+
+    def check(self) -> None:
+        """Settle what had to wait for another tail."""
+        held, self._held = self._held, []
+        for offset, append in held:
+            if self._late(offset):
+                self._held.append((offset, append))
+            else:
+                self.top = max(self.top, offset)
+                self._publisher.settle(append, offset)
+
+    def release(self, append: Append) -> bool:
+        """At its deadline, settle an append that only waited for another tail."""
+        for each in self._held:
+            if each[1] is append:
+                self._held.remove(each)
+                self._publisher.settle(append, each[0])
+                return True
+        return False
+
+
+class Feed:
+    """One consumer of a tail; a tail has another one each time that it is attached."""
+
+    def __init__(self, tail: AmqpTail) -> None:
+        self.tail = tail
+        self.received = 0
+        self.more: Future[None] = Future()
+
+    async def wait(self, link: Link, patience: float) -> None:
+        """Until more has come, or so many seconds have passed."""
+        more = self.more = Future()
+        forget = link.later(patience, lambda: more.resolve(None))
+        await more
+        forget()
+
+    def receive(self, batch: list[Delivery]) -> None:
+        if self.tail.feed is self:
+            self.tail.receive(batch)
+            if not self.more.done:
+                self.more.resolve(None)
+
+    def cancelled(self) -> None:
+        if self.tail.feed is self:
+            self.tail.on_cancel()
+
+    def dropped(self, reason: Dropped) -> None:
+        self.more.resolve(None)
+        if self.tail.feed is self:
+            self.tail.on_drop(reason)
