@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mqkv.errors import ConnectionFailed, NotAStream, StreamMissing
-from mqkv.streams.amqp.dialect import behind, choose, newest
+from mqkv.streams.amqp.dialect import choose, newest
 from mqkv.streams.amqp.failures import Dropped, Unavailable, queue_error
 
 
@@ -30,13 +30,6 @@ def test_newest_by_count() -> None:
     assert newest(1, 0) is None
     assert newest(1, 1) == 1  # LavinMQ's first offset is 1
     assert newest(2207, 10) == 2216  # after retention
-
-
-def test_behind() -> None:
-    assert not behind(-1, 1, 0)
-    assert behind(-1, 1, 1)
-    assert not behind(33, 1, 33)
-    assert behind(32, 1, 33)
 
 
 @pytest.mark.parametrize(

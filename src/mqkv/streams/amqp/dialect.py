@@ -38,9 +38,3 @@ def choose(server_properties: Mapping[str, Any] | None) -> Dialect:
 def newest(first: int, count: int) -> int | None:
     """The offset of the newest of ``count`` messages from ``first`` on, where offsets are dense."""
     return first + count - 1 if count > 0 else None
-
-
-def behind(position: int, first: int, count: int) -> bool:
-    """Whether a tail at ``position`` has missed a message that the count shows."""
-    end = newest(first, count)
-    return end is not None and position < end

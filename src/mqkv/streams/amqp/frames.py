@@ -31,7 +31,17 @@ _ACK = b"\x00\x3c\x00\x50"
 #: Bytes asked of the socket at a time (pika: 4 KiB).
 RECEIVE = 262_144
 
-PRIVATE = ("_on_data_available", "_read_frame", "_process_frame", "_trim_frame_buffer", "_init_connection_state")
+#: The transport that may be written to past its buffer while that is empty (TLS has a state of its own).
+PLAIN = "_AsyncPlaintextTransport"
+
+PRIVATE = (
+    "_adapter_emit_data",
+    "_on_data_available",
+    "_read_frame",
+    "_process_frame",
+    "_trim_frame_buffer",
+    "_init_connection_state",
+)
 QUICK = all(hasattr(SelectConnection, name) for name in PRIVATE)
 
 # pika logs the beginning of message bodies at its debug level, and errors that we report ourselves at others.
@@ -56,6 +66,22 @@ class Connection(SelectConnection):  # type: ignore[misc]  # pika has no types
         transport: Any = getattr(self, "_transport", None)
         if hasattr(transport, "_MAX_RECV_BYTES"):
             transport._MAX_RECV_BYTES = RECEIVE
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        """Send at once what the socket takes. pika would wait for the loop to say that it can be written to: two more rounds of
+        epoll for each publish, a tenth of what a confirmed one costs."""
+        transport: Any = getattr(self, "_transport", None)
+        if self.quick and type(transport).__name__ == PLAIN and transport._state == transport._STATE_ACTIVE:
+            sock, waiting = getattr(transport, "_sock", None), getattr(transport, "_tx_buffers", None)
+            if sock is not None and waiting is not None and not waiting:
+                try:
+                    sent = sock.send(data)
+                except OSError:  # full, or gone: pika finds out which
+                    sent = 0
+                if sent == len(data):
+                    return
+                data = data[sent:]
+        super()._adapter_emit_data(data)
 
     def _on_data_available(self, data: bytes) -> None:
         if not self.quick:

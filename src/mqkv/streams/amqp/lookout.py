@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mqkv.errors import Error
-from mqkv.streams.amqp.dialect import behind
 from mqkv.streams.amqp.failures import Dropped, Unavailable
-from mqkv.streams.amqp.reads import probe
+from mqkv.streams.amqp.reads import newest, probe
 from mqkv.streams.amqp.session import Session
 from mqkv.streams.amqp.tasks import spawn
 
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
     from mqkv.streams.amqp.tails import AmqpTail
 
 
+#: Seconds that the deliveries of a look may take.
+PATIENCE = 1.0
+
+
 class Lookout:
     """Looks after one tail."""
 
@@ -28,6 +31,7 @@ class Lookout:
         self._tail = tail
         self._link = link
         self._expecting = False
+        self._seen: tuple[int, int] | None = None  # message count and position that were found to agree
 
     def expect(self, session: Session, append: Append) -> None:
         """An append is confirmed; its record should be here, or come at once."""
@@ -56,10 +60,17 @@ class Lookout:
         if tail.position == position:
             try:
                 count = await probe(session, tail.stream.name)
+                overdue = self._seen != (count, position) and await self._overdue(session, position)
             except (Error, Dropped, Unavailable):
+                return  # the connection or the stream is gone, and others see to that
+            if tail.epoch != epoch:
                 return
-            # The least offset is 1, or more after retention; then this only looks more often than it must.
-            if tail.epoch == epoch and tail.position == position and behind(position, 1, count):
+            if overdue and tail.position == position:
                 tail.reconsume()
                 return
+            self._seen = (count, position)
         self.keep(session)
+
+    async def _overdue(self, session: Session, position: int) -> bool:
+        found = await newest(session, self._tail.stream.name, self._link.later, PATIENCE)
+        return found is not None and found[0] > position
