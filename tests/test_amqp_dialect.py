@@ -1,4 +1,4 @@
-"""What differs between the brokers: decisions, on measured facts (BROKERS.md)."""
+"""What differs between the brokers: decisions, on measured facts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """All in which the brokers differ: RabbitMQ and LavinMQ. It does no I/O; it decides and computes.
 
-The facts are measured (docs/decisions, BROKERS.md). Rules:
+The facts are measured. Rules:
 
 1. Nobody else asks which broker it is.
 2. An unknown broker is treated as RabbitMQ, whose ways ask for less.

@@ -2,7 +2,7 @@
 
 An append is settled by its own record coming back through its tail: that tells the offset, and is stronger than a confirm. So one
 confirming channel a connection is enough, where one a stream would be the way around RabbitMQ 3.10's confirms under a wrong
-number (BROKERS.md): a confirm here never settles anything. It only tells of nacks (publish again) and, on LavinMQ, of a record
+number (measured): a confirm here never settles anything. It only tells of nacks (publish again) and, on LavinMQ, of a record
 that should have come back by now.
 
 Rules:
