@@ -136,3 +136,82 @@ def test_a_double_is_read_to_the_millisecond(gem: Gem, broker: Any, prefix: str)
         entry = store.entry("k")
         assert entry is not None and entry.expires_at == expiry
         store.purge()
+
+
+def exists(gem: Gem, queue: str) -> bool:
+    channel = gem.connection.channel()
+    try:
+        channel.queue_declare(queue, passive=True)
+    except pika.exceptions.ChannelClosedByBroker:
+        return False
+    channel.close()
+    return True
+
+
+def test_the_first_ttl_is_the_streams_max_age_in_whole_seconds(gem: Gem, broker: Any, prefix: str) -> None:
+    with mqkv.Store(broker.url, prefix=prefix) as store, mqkv.Store(f"{broker.url}?heartbeat=31", prefix=prefix) as other:
+        store.set("k", "v", ttl=2.25)
+        gem.declare(f"{prefix}.k", **{"x-max-age": "3s"})  # a declare with other arguments would be refused
+        store.set("k", "w", ttl=77)
+        other.set("k", "x")
+        other.set("k", "y", ttl=1.5)
+        assert store.get("k") == other.get("k") == "y"
+        store.set("plain", "v")
+        gem.declare(f"{prefix}.plain")
+        store.set("plain", "w", ttl=5)
+        assert other.get("plain") == "w"
+        store.purge()
+
+
+def test_a_read_declares_nothing(gem: Gem, broker: Any, prefix: str) -> None:
+    for layout in ("per-key", "shared"):
+        with mqkv.Store(broker.url, prefix=prefix, layout=layout, read_timeout=5) as store:  # type: ignore[arg-type]
+            assert (
+                store.get("k") is None
+                and store.get("k", fresh=True) is None
+                and not store.exists("k")
+                and store.history("k") == []
+            )
+            store.preload("k")
+            assert store.keys() == [] and store.delete("k") is False and store.ttl("k") is None
+            store.clear()
+            for queue in (f"{prefix}.k", f"{prefix}.default", f"{prefix}.__mqkv_keys__"):
+                assert not exists(gem, queue), queue
+
+
+def test_a_thousand_keys_share_threads_and_channels(gem: Gem, broker: Any, prefix: str) -> None:
+    with mqkv.Store(broker.url, prefix=prefix, read_timeout=10) as store:
+        for number in range(200):
+            gem.declare(f"{prefix}.k{number}")
+            gem.publish(f"{prefix}.k{number}", str(number).encode())
+        before = threading.active_count()
+        store.preload(*(f"k{number}" for number in range(200)), *(f"missing{number}" for number in range(50)))
+        assert threading.active_count() - before <= 1
+        assert [store.peek(f"k{number}") for number in range(200)] == [str(number) for number in range(200)]
+        assert store.get("missing0") is None and store.stats()["tables"] == 200
+        gem.declare(f"{prefix}.missing0")
+        gem.publish(f"{prefix}.missing0", b"here")
+        assert store.get("missing0") == "here" == store.peek("missing0"), "a preloaded key is followed once there is a stream"
+    for number in range(200):
+        gem.channel.queue_delete(f"{prefix}.k{number}")
+    gem.channel.queue_delete(f"{prefix}.missing0")
+
+
+def test_an_uncached_read_is_exact_in_a_chunk_of_many(gem: Gem, broker: Any, prefix: str) -> None:
+    """Bursts share a chunk: the newest of them is the answer, right after its confirm, however many there are."""
+    queue = f"{prefix}.k"
+    gem.declare(queue)
+    with mqkv.Store(broker.url, prefix=prefix, read_timeout=10) as store, mqkv.Store(broker.url, prefix=prefix) as writer:
+        for burst in (1, 2, 10, 300, 5_000):
+            with mqkv.Store(f"{broker.url}?heartbeat=32", prefix=prefix, confirm=False, write_timeout=30) as fast:
+                for number in range(burst):
+                    fast.set("k", f"{burst}-{number}")
+                fast.flush(30)
+                assert store.get("k") == f"{burst}-{burst - 1}"
+            writer.set("k", "one more")
+            assert store.get("k") == "one more"
+        for number in range(300):
+            gem.publish(queue, str(number).encode())
+            assert store.get("k") == str(number)
+        store.purge()
+    gem.channel.queue_delete(queue)

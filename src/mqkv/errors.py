@@ -94,3 +94,7 @@ class Stale(Error, OSError):
 
 class UnreadableValue(Error, ValueError):
     """The value of this key was written by a codec that this store does not have."""
+
+
+class SettingsWarning(UserWarning):
+    """A keyspace was opened with other settings than it was made with. Its own hold, since all processes must fold alike."""

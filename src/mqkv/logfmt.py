@@ -25,6 +25,11 @@ class Log:
         self._logger = logger
         self._said: set[str] = set()
 
+    def adopt(self, logger: logging.Logger | None) -> None:
+        """Take the logger of somebody who shares what this logs for, if there was none."""
+        if self._logger is None:
+            self._logger = logger
+
     @property
     def debugging(self) -> bool:
         return self._logger is not None and self._logger.isEnabledFor(logging.DEBUG)

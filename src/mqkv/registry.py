@@ -64,16 +64,15 @@ def _make_engine(url: URL, logger: logging.Logger | None) -> Engine:
 class Place:
     """Where a store keeps its keys; what it asks the registry for, and gives back."""
 
-    def __init__(
-        self, url: URL, prefix: str, layout: str, name: str, options: Options, log: Log, logger: logging.Logger | None
-    ) -> None:
+    def __init__(self, url: URL, prefix: str, layout: str, name: str, options: Options, logger: logging.Logger | None) -> None:
         self._url, self._prefix, self._name, self._options = url, prefix, name, options
-        self._log, self._logger = log, logger
+        self._logger = logger
         if layout not in ("per-key", "shared"):
             raise InvalidOption(f"layout is 'per-key' or 'shared', not {layout!r}")
         self._shared = layout == "shared"
         self._stream = queue_name(prefix, name) if self._shared else None
-        self._key = (url, prefix, layout, self._stream, options)
+        # A codec may be an object without a hash; while the keyspace lives, so does the codec, and with it its id.
+        self._key = (url, prefix, layout, self._stream, id(options.codec), *options[1:])
 
     def acquire(self) -> Keyspace:
         """The shared keyspace, made if need be. Connects to nothing."""
@@ -87,12 +86,14 @@ class Place:
                 counted = _keyspaces[self._key] = _Counted(engine.engine, self._keyspace(engine.engine))
             counted.holders += 1
             assert counted.keyspace is not None
+            counted.keyspace.log.adopt(self._logger)
             return counted.keyspace
 
     def _keyspace(self, engine: Engine) -> Keyspace:
+        log = Log(self._logger)
         if self._stream is not None:
-            return SharedKeyspace(engine, self._stream, self._options, self._log)
-        return PerKeyKeyspace(engine, self._prefix, self._options, self._log)
+            return SharedKeyspace(engine, self._stream, self._options, log)
+        return PerKeyKeyspace(engine, self._prefix, self._options, log)
 
     def release(self) -> None:
         """Give back what was acquired; the last holder closes it."""

@@ -107,7 +107,7 @@ class Store:
         self._log = Log(logger)
         self._shared = layout == "shared"
         options = Options(codec, clock, max_entries, max_staleness)
-        self._place = registry.Place(self._url, prefix, layout, name, options, self._log, logger)
+        self._place = registry.Place(self._url, prefix, layout, name, options, logger)
         self._preloaded: dict[str, None] = {}
         self._state: Literal["open", "forked", "closed"] = "open"
         self._keyspace: Keyspace = self._place.acquire()

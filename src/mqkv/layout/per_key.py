@@ -17,16 +17,17 @@ from cachetools import LRUCache
 
 from mqkv.check import RESERVED, queue_name
 from mqkv.codecs import DEFAULT
-from mqkv.errors import Error, ReadTimeout, StreamMissing
+from mqkv.errors import ReadTimeout, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded, rebuilt, settled
+from mqkv.layout.patterns import follow_pattern
 from mqkv.layout.shared import SharedKeyspace
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse, to_message
 from mqkv.streams.base import Engine, Promise, Start
-from mqkv.table import Event, Shown, Subscriber, Table
-from mqkv.watch import Change, Watch, is_pattern
+from mqkv.table import Shown, Subscriber, Table
+from mqkv.watch import Watch, is_pattern
 
 #: Tails that are kept open at most for keys that nobody preloaded or watches.
 MAX_TAILS = 4_096
@@ -127,9 +128,9 @@ class PerKeyKeyspace(Keyspace):
 
     def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
         if is_pattern(watch.pattern):
-            self._follow_pattern(watch, start, timeout)
+            follow_pattern(self, self._directory, watch, start, timeout)
         else:
-            self._subscribe(watch, watch.pattern, start, timeout)
+            self.subscribe(watch, watch.pattern, start, timeout)
 
     def tables(self) -> list[Table]:
         with self._lock:
@@ -326,7 +327,8 @@ class PerKeyKeyspace(Keyspace):
 
     # Watching
 
-    def _subscribe(self, watch: Watch, key: str, start: int | str, timeout: float, tell: Subscriber | None = None) -> None:
+    def subscribe(self, watch: Watch, key: str, start: int | str, timeout: float, tell: Subscriber | None = None) -> None:
+        """Have ``watch``, through ``tell``, told the changes of one key."""
         table = self._writable(key, None, timeout)
         if isinstance(start, int):
             self.replay_into(watch, key, start, timeout, tell)
@@ -343,38 +345,6 @@ class PerKeyKeyspace(Keyspace):
         with self._lock:
             if self._tables.get(key) is table and not table.serving and not table.watched:
                 self._idle[key] = table
-
-    def _follow_pattern(self, watch: Watch, start: int | str, timeout: float) -> None:
-        """Watch the keys that there are, and the directory for those to come."""
-        followed: set[str] = set()
-
-        def tell(key: str) -> Subscriber:
-            def offer(event: Event) -> None:
-                if event[0] == "ended":  # of one key; the others go on
-                    followed.discard(key)
-                    event = ("reset", *event[1:])
-                watch.offer(event)
-
-            return offer
-
-        def announced(change: Change) -> None:
-            if change.kind == "set" and change.key not in followed and not watch.closed:
-                followed.add(change.key)
-                try:
-                    # A new key: its first record may stand in the stream by now.
-                    self._subscribe(watch, change.key, start if isinstance(start, int) else 0, timeout, tell(change.key))
-                except Error:
-                    followed.discard(change.key)
-                    watch.offer(("reset", "", None, -1, None))
-
-        arrivals = Watch(watch.pattern, watch.wants, DEFAULT, self.log)
-        self._directory.follow(arrivals, "next", timeout)
-        for key in self._directory.snapshot(timeout):
-            if watch.wants(key):
-                followed.add(key)
-                self._subscribe(watch, key, start, timeout, tell(key))
-        self.add_watch(arrivals, announced)
-        watch.on_close(arrivals.close)
 
 
 class _Idle(LRUCache[str, Table]):

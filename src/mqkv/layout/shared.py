@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Iterable
 
-from mqkv.errors import ReadTimeout, StreamMissing
+from mqkv.errors import ReadTimeout, SettingsWarning, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout.base import NOTHING, Keyspace, Options, attached, loaded, rebuilt, settled
@@ -25,6 +26,7 @@ class SharedKeyspace(Keyspace):
         self.stream = stream
         self._table: Table | None = None
         self._opening = threading.Lock()
+        self._compared = False
 
     def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
         table = self._loaded(timeout)
@@ -111,6 +113,8 @@ class SharedKeyspace(Keyspace):
             rebuilt(table, timeout)
         self.fresh_enough(table)
         self._serve(table)
+        if not self._compared:
+            self._compare_settings(table)
         if self.signal[0] != self.seen:
             self.catch_up()
         return table
@@ -159,25 +163,19 @@ class SharedKeyspace(Keyspace):
         waiting = not table.tail.ready.done() or not table.rebuilt.done()
         strict = self.options.max_staleness is not None and table.out_of_touch_since is not None
         cells = NOTHING if waiting or strict or table.failed is not None else table.shown
-        if cells is table.shown and self.cells is NOTHING:
-            self._compare_settings(table)
         self.cells = cells
 
     def _compare_settings(self, table: Table) -> None:
+        """Tell those who opened the keyspace with other settings than it was made with; the keyspace's own hold."""
+        self._compared = True
         wanted, has = self.options.max_entries, table.state.settings.max_entries
         if wanted is not None and wanted != has:
-            self.log.once(
-                logging.WARNING,
-                "settings",
-                "settings",
-                stream=self.stream,
-                max_entries=has,
-                asked_for=wanted,
-                reason="set-when-made",
-            )
+            self.log(logging.WARNING, "settings", stream=self.stream, max_entries=has, asked_for=wanted, reason="set-when-made")
+            told = f"keyspace {self.stream} was made with max_entries={has}, which holds; this store asks for {wanted}"
+            warnings.warn(told, SettingsWarning, stacklevel=6)
         ahead = table.state.log_time / 1000 - self.options.clock()
         if ahead > 60:
-            self.log.once(logging.WARNING, "clock", "clock", stream=self.stream, log_time_ahead=f"{ahead:.0f}s")
+            self.log(logging.WARNING, "clock", stream=self.stream, log_time_ahead=f"{ahead:.0f}s")
 
     def _drop(self) -> None:
         table, self._table = self._table, None

@@ -44,8 +44,10 @@ PRIVATE = (
 )
 QUICK = all(hasattr(SelectConnection, name) for name in PRIVATE)
 
-# pika logs the beginning of message bodies at its debug level, and errors that we report ourselves at others.
-logging.getLogger("pika").setLevel(logging.CRITICAL)
+# pika logs errors that we report ourselves, and the beginning of message bodies at its debug level (on the slow way only: on the
+# quick one no body passes through pika). Who has set a level for it knows that.
+if logging.getLogger("pika").level == logging.NOTSET:
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 
 class Connection(SelectConnection):  # type: ignore[misc]  # pika has no types
