@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from mqkv.errors import ConnectionFailed, Error, ReadTimeout
+from mqkv.errors import Closed, ConnectionFailed, Error, ReadTimeout
 from mqkv.logfmt import Log
 from mqkv.streams.amqp import reads
 from mqkv.streams.amqp.failures import Dropped, Unavailable, damaged, ours
@@ -105,6 +105,9 @@ class AmqpEngine(Engine):
             except (Dropped, Unavailable) as error:
                 problem = error
                 strikes += isinstance(error, Dropped) and error.code == 541
+                if self._link.closed:
+                    promise.reject(Closed("this engine was closed meanwhile"))
+                    return
             except Error as error:
                 promise.reject(error)
                 return

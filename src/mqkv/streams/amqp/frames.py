@@ -85,6 +85,10 @@ class Connection(SelectConnection):  # type: ignore[misc]  # pika has no types
                 data = data[sent:]
         super()._adapter_emit_data(data)
 
+    def _on_connection_workflow_done(self, outcome: Any) -> None:
+        """pika reports a handshake that was aborted by an error's class, and trips over it itself."""
+        super()._on_connection_workflow_done(outcome() if isinstance(outcome, type) else outcome)
+
     def _on_data_available(self, data: bytes) -> None:
         if not self.quick:
             super()._on_data_available(data)

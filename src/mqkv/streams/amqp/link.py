@@ -171,6 +171,8 @@ class Link:
             self.closed = True
             for waiter in self._waiting:
                 waiter.reject(Closed("this engine was closed"))
+            if self.session is not None:
+                self.session.lost(None)
             connection = self._connection
             if connection is None:
                 stop()
@@ -178,10 +180,8 @@ class Link:
             connection.add_on_close_callback(lambda *_: stop())
             connection.add_on_open_error_callback(lambda *_: stop(), remove_default=False)
             loop.call_later(timeout, stop)
-            if connection.is_open:
+            if not (connection.is_closed or connection.is_closing):
                 connection.close()
-            elif not connection.is_closing:
-                loop.call_later(0, stop)
 
         loop.add_callback_threadsafe(leave)
         if thread is not threading.current_thread():
@@ -214,6 +214,7 @@ class Link:
 
     async def up(self, deadline: float) -> Session:
         """The session, made if need be."""
+        self.check()
         if self.session is not None:
             return self.session
         waiter: Future[Session] = Future()
