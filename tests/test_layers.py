@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mqkv"
 
 BOTTOM = "errors check ids logfmt codecs"  # know nothing of mqkv but errors; anyone above may import them
 ENGINE = f"{BOTTOM} url streams.base"
-CORE = f"{BOTTOM} record fold table watch streams.base"
+CORE = f"{BOTTOM} batch number record fold table waiting watch streams.base"
 ADAPTER = "mqkv errors store"
 
 # module (or pattern): the modules of mqkv that it may import; the first line that fits counts
@@ -33,18 +33,24 @@ LAYERS = {
     "streams.file.*": f"{ENGINE} streams.file.*",
     "streams.amqp": f"{ENGINE} streams.amqp.*",
     "streams.amqp.*": f"{ENGINE} streams.amqp.*",
-    "record": "errors codecs streams.base",
-    "fold": "errors codecs record fold.* streams.base",
-    "fold.*": "errors codecs record fold fold.* streams.base",
+    "batch": "errors codecs",
+    "record": "errors codecs batch streams.base",
+    "state": "record",
+    "number": "codecs state",
+    "locks": "record state",
+    "operations": "codecs record state number locks",
+    "fold": "record state operations",
     "compaction": "errors codecs record fold streams.base",
     "table": f"{BOTTOM} record fold streams.base",
     "watch": f"{BOTTOM} record fold table streams.base",
+    "waiting": "streams.base",
     "layout": "layout.*",
     "layout.*": f"{CORE} compaction layout.*",
     "registry": f"{CORE} url layout layout.* streams.memory streams.file streams.amqp",
-    "store": f"{CORE} url layout layout.* registry",
-    "lock": f"{CORE} url layout layout.* registry",
-    "aio": f"{ADAPTER} codecs watch",
+    "core": f"{CORE} url layout layout.* registry",
+    "lock": f"{CORE} core layout layout.*",
+    "store": f"{BOTTOM} core lock waiting watch",
+    "aio": f"{BOTTOM} core lock waiting watch streams.base",
     "mapping": ADAPTER,
     "django": ADAPTER,
     "dogpile": ADAPTER,
@@ -55,7 +61,7 @@ LAYERS = {
     "testing.*": "*",
     "mqkv": "codecs errors store aio mapping watch lock",
 }
-PURE = ["record", "fold", "fold.*", "compaction"]
+PURE = ["batch", "record", "state", "number", "locks", "operations", "fold", "compaction"]
 NOT_PURE = {
     "socket",
     "ssl",

@@ -1,6 +1,6 @@
 """A key-value store on the streams of a message broker, or in a file, or in memory."""
 
-from mqkv.codecs import Codec, DefaultCodec
+from mqkv.codecs import Codec, DefaultCodec, KeyedCodec
 from mqkv.errors import (
     Closed,
     ConnectionFailed,
@@ -11,6 +11,10 @@ from mqkv.errors import (
     InvalidURL,
     InvalidValue,
     KeyNotFound,
+    LockHeld,
+    LockLost,
+    LockTimeout,
+    NotANumber,
     NotAStream,
     OutcomeUnknown,
     ReadTimeout,
@@ -23,6 +27,7 @@ from mqkv.errors import (
     ValueTooLarge,
     WriteTimeout,
 )
+from mqkv.lock import Lock
 from mqkv.mapping import StreamDict
 from mqkv.store import Entry, Store
 from mqkv.watch import Change, Watch
@@ -43,6 +48,12 @@ __all__ = [
     "InvalidURL",
     "InvalidValue",
     "KeyNotFound",
+    "KeyedCodec",
+    "Lock",
+    "LockHeld",
+    "LockLost",
+    "LockTimeout",
+    "NotANumber",
     "NotAStream",
     "OutcomeUnknown",
     "ReadTimeout",

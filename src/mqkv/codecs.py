@@ -6,7 +6,8 @@ more; it is handed to ``Store(codec=...)``, and every process that reads the key
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, cast
 
 import msgspec
 
@@ -54,6 +55,9 @@ class DefaultCodec:
             raise InvalidValue(f"a value of type {type(value).__name__} would not come back from JSON as it is: pass a codec")
         return body, JSON
 
+    def may_share(self, body: bytes, content_type: str | None) -> bool:
+        return content_type != JSON or body[:1] not in (b"{", b"[")
+
     def decode(self, body: bytes, content_type: str | None) -> object:
         try:
             if content_type is None or content_type.startswith(TEXT):
@@ -68,6 +72,40 @@ class DefaultCodec:
 
 
 DEFAULT = DefaultCodec()
+
+
+class KeyedCodec(Protocol):
+    """A codec that is told the key as well: to bind a signature to it, say. Used instead of ``encode`` and ``decode``."""
+
+    def encode_for(self, key: str, value: object) -> tuple[bytes, str | None]:
+        """The body and its content type, as ``Codec.encode`` gives them."""
+
+    def decode_for(self, key: str, body: bytes, content_type: str | None) -> object:
+        """The value, as ``Codec.decode`` gives it."""
+
+
+class BoundCodec:
+    """A codec of either kind, asked for one key's value.
+
+    ``lenient``: what it can't read counts as absent (the codec says so by an attribute ``unreadable_is_absent``). ``may_share``:
+    whether a body's value may be one that nobody can change, so that it is worth decoding ahead of any read (the codec may know
+    better: ``may_share(body, content_type)``).
+    """
+
+    __slots__ = ("codec", "decode", "encode", "lenient", "may_share")
+
+    def __init__(self, codec: Codec | KeyedCodec) -> None:
+        self.codec = codec
+        self.lenient = bool(getattr(codec, "unreadable_is_absent", False))
+        self.may_share: Callable[[bytes, str | None], bool] = getattr(codec, "may_share", lambda body, content_type: True)
+        self.encode: Callable[[str, object], tuple[bytes, str | None]]
+        self.decode: Callable[[str, bytes, str | None], object]
+        keyed, plain = cast(KeyedCodec, codec), cast(Codec, codec)
+        if hasattr(codec, "decode_for"):
+            self.encode, self.decode = keyed.encode_for, keyed.decode_for
+        else:
+            self.encode = lambda key, value: plain.encode(value)
+            self.decode = lambda key, body, content_type: plain.decode(body, content_type)
 
 
 def is_well_formed(body: bytes, content_type: str | None) -> bool:

@@ -35,6 +35,18 @@ class InvalidValue(Error, ValueError, TypeError):
     """The codec can't encode this value."""
 
 
+class NotANumber(Error, ValueError, TypeError):
+    """The value can't be added to: it is no number, or the sum would not fit 64 bits. Nothing was changed."""
+
+
+class LockHeld(Error, RuntimeError):
+    """This thread (or task) holds the lock already; waiting for it would last for ever."""
+
+
+class LockLost(Error, RuntimeError):
+    """The lock is not held by this one: it was never acquired, or its lease ran out, and others may hold it."""
+
+
 class ValueTooLarge(Error, ValueError):
     """The encoded value is larger than a record may be."""
 
@@ -66,6 +78,10 @@ class ReadTimeout(Error, TimeoutError):
 
 class OutcomeUnknown(Error, TimeoutError):
     """A write was sent and its outcome is unknown: it may stand in the log, or come to stand there, or not."""
+
+
+class LockTimeout(Error, TimeoutError):
+    """The lock was not to be had within the timeout."""
 
 
 class WriteTimeout(Error, TimeoutError):

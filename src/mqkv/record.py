@@ -30,6 +30,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from mqkv.batch import Batch, unpack
 from mqkv.codecs import is_well_formed
 from mqkv.errors import UpgradeRequired
 from mqkv.streams.base import RETRY_HEADER, HeaderValue, Message
@@ -48,6 +49,8 @@ ARG = "__mqkv_arg_"
 VERSION = "__mqkv_version__"
 
 _LATEST_MS = 2**53
+_VALUED = ("add", "compare_and_set")
+_NOT_ITS_TYPE = "the body is not what its content type says"
 _NO_ARGS: Mapping[str, HeaderValue] = {}
 
 
@@ -68,6 +71,7 @@ class Record(NamedTuple):
     id: str | None = None
     retry: bool = False
     args: Mapping[str, HeaderValue] = _NO_ARGS
+    batch: Batch | None = None  #: what the body of a ``set_many`` or ``delete_many`` holds
 
 
 def to_message(record: Record, *, shared: bool) -> Message:
@@ -106,11 +110,17 @@ def parse(message: Message, key: str | None = None) -> Record:
     version = get(VERSION)
     if version is not None:
         _check_version(version)
-    op = get(OP)
+    op, batch = get(OP), None
     if op is None and SYNC in headers:
         return Record("sync", "", id=id)
     if op is not None:
         op, key, args = _operation(op, headers)
+        if op in ("set_many", "delete_many"):
+            batch = unpack(body, sets=op == "set_many")
+            if batch is None:
+                raise Unreadable("the batch is damaged")
+        elif op in _VALUED and content_encoding is None and not is_well_formed(body, content_type):
+            raise Unreadable(_NOT_ITS_TYPE)
     else:
         op, args = "set", _NO_ARGS
         deleted = get(DELETED)
@@ -124,13 +134,13 @@ def parse(message: Message, key: str | None = None) -> Record:
                 raise Unreadable(f"no {KEY}" if tag is None else f"{KEY} is not a str")
             key = tag
         if op == "set" and content_encoding is None and not is_well_formed(body, content_type):
-            raise Unreadable("the body is not what its content type says")
+            raise Unreadable(_NOT_ITS_TYPE)
     retry = get(RETRY_HEADER) is True
     expires = _expiry(headers)
     written = get(WRITTEN_MS)
     if written is not None and (type(written) is not int or not 0 <= written < _LATEST_MS):
         raise Unreadable(f"{WRITTEN_MS} is not a time")
-    return Record(op, key, body, content_type, content_encoding, expires, written, id, retry, args)
+    return Record(op, key, body, content_type, content_encoding, expires, written, id, retry, args, batch)
 
 
 def _check_version(version: HeaderValue) -> None:

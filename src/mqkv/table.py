@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from mqkv.codecs import IMMUTABLE, Codec
+from mqkv.codecs import IMMUTABLE, BoundCodec
 from mqkv.errors import Error, StreamMissing, UpgradeRequired
-from mqkv.fold import Cell, Outcome, State, fold
+from mqkv.fold import Cell, Lock, Outcome, State, fold
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse
 from mqkv.streams.base import Delivery, Message, Promise, Tail
@@ -29,6 +29,9 @@ Shown = tuple[object, "float | None"]
 Event = tuple[str, str, "Cell | None", int, "int | None"]
 Subscriber = Callable[[Event], None]
 
+#: What a listener to a lock is told: how it stands now (None: free), and when its holder was heard last, by ``time.monotonic``.
+LockListener = Callable[["Lock | None", float], None]
+
 
 class Table:
     """One stream, folded. Thread-safe."""
@@ -36,15 +39,23 @@ class Table:
     tail: Tail
 
     def __init__(
-        self, stream: str, codec: Codec, log: Log, *, key: str | None = None, shown: dict[str, Shown] | None = None
+        self,
+        stream: str,
+        codec: BoundCodec,
+        log: Log,
+        *,
+        whole: bool = True,
+        key: str | None = None,
+        shown: dict[str, Shown] | None = None,
     ) -> None:
         self.stream = stream
         self.key = key  #: the one key of the stream, in the per-key layout
-        self.state = State()
+        self.whole = whole  #: whether it is folded from the stream's first record on
+        self.state = State(single=key is not None)
         self.shown: dict[str, Shown] = {} if shown is None else shown
         self.serving = key is None  #: whether folded values are shown
         self.position = -1  #: the offset that was folded last
-        self.determined = False  #: whether what was folded first tells the whole state of its key, whatever came before it
+        self.determined = whole  #: whether what was folded tells the state of its key, whatever came before
         self.unreadable = 0
         self.failed: Error | None = None  #: why there is nothing to be read here any more
         self.out_of_touch_since: float | None = None
@@ -57,17 +68,34 @@ class Table:
         self._own: dict[str, tuple[Message, Record]] = {}
         self._pending: dict[str, dict[str, Cell | None]] = {}
         self._subscribers: tuple[Subscriber, ...] = ()
+        self._heard: dict[str, float] = {}
+        self._listeners: dict[str, list[LockListener]] = {}
+        self._reaching: list[tuple[int, Promise[None]]] = []
 
     # Reading
 
     def read(self, key: str) -> Cell | None:
         """The newest cell of a key: this process's own write under way, or what the log says."""
-        pending = self._pending.get(key)
-        if pending:
-            with self._lock:
-                if pending:
-                    return next(reversed(pending.values()))
-        return self.state.cells.get(key)
+        with self._lock:  # not while a batch is half folded
+            pending = self._pending.get(key)
+            return next(reversed(pending.values())) if pending else self.state.cells.get(key)
+
+    def read_many(self, keys: Iterable[str]) -> tuple[dict[str, Shown], dict[str, Cell]]:
+        """Those of ``keys`` that have a value, at one moment: ready to be handed out, or as cells."""
+        ready: dict[str, Shown] = {}
+        cells: dict[str, Cell] = {}
+        shown, folded, pending = self.shown, self.state.cells, self._pending
+        with self._lock:
+            for key in keys:
+                value = shown.get(key)
+                if value is not None:
+                    ready[key] = value
+                    continue
+                own = pending.get(key) if pending else None
+                cell = next(reversed(own.values())) if own else folded.get(key)
+                if cell is not None:
+                    cells[key] = cell
+        return ready, cells
 
     def snapshot(self) -> dict[str, Cell]:
         """All cells at one moment, in a dict of the caller's own."""
@@ -84,6 +112,37 @@ class Table:
     def is_pending(self, key: str) -> bool:
         return key in self._pending
 
+    def reach(self, offset: int) -> Promise[None]:
+        """Settled when the record at ``offset`` has been folded."""
+        promise: Promise[None] = Promise()
+        with self._lock:
+            if self.position >= offset or self.failed is not None:
+                promise.resolve(None)
+            else:
+                self._reaching.append((offset, promise))
+        return promise
+
+    # Locks
+
+    def lock_state(self, name: str) -> Lock | None:
+        """How a lock stands; None: it is free."""
+        with self._lock:
+            return self.state.locks.get(name)
+
+    def listen(self, name: str, listener: LockListener) -> None:
+        """Tell ``listener`` how a lock stands, now and at every change. It must be quick, and must not call the table."""
+        with self._lock:
+            self._listeners.setdefault(name, []).append(listener)
+            listener(self.state.locks.get(name), self._heard.get(name, time.monotonic()))
+
+    def unlisten(self, name: str, listener: LockListener) -> None:
+        with self._lock:
+            left = [other for other in self._listeners.get(name, ()) if other is not listener]
+            if left:
+                self._listeners[name] = left
+            else:
+                self._listeners.pop(name, None)
+
     # Writing
 
     def expect(self, id: str, message: Message, record: Record) -> None:
@@ -95,17 +154,19 @@ class Table:
         self._own.pop(id, None)
         return self._awaited.pop(id, None)
 
-    def show_early(self, record: Record, cell: Cell | None) -> None:
+    def show_early(self, record: Record, cells: dict[str, Cell | None]) -> None:
         """Show a write before it is confirmed."""
         assert record.id is not None
         with self._lock:
-            self._pending.setdefault(record.key, {})[record.id] = cell
-            self._show(record.key)
+            for key, cell in cells.items():
+                self._pending.setdefault(key, {})[record.id] = cell
+                self._show(key)
 
-    def forget_early(self, key: str, id: str) -> None:
+    def forget_early(self, keys: Iterable[str], id: str) -> None:
         """The write is settled: the log speaks for itself again."""
         with self._lock:
-            self._settle(key, id)
+            for key in keys:
+                self._settle(key, id)
 
     def serve(self, serving: bool) -> None:
         """Whether the folded value of this stream's one key is shown."""
@@ -157,6 +218,8 @@ class Table:
                     else:
                         self._fold(offset, record)
                     self.position = offset
+                if self._reaching:
+                    self._reach()
 
     def interrupted(self) -> None:
         if self.out_of_touch_since is None:
@@ -167,11 +230,15 @@ class Table:
         self.out_of_touch_since = None
         self.rebuilt.resolve(None)
         self._changed()
+        with self._lock:
+            self._tell_locks(self._listeners)
 
     def reset(self) -> None:
         with self._lock:
-            self.state = State()
+            self.state = State(single=self.key is not None)
             self.position = -1
+            self.determined = self.whole
+            self._heard.clear()
             self._hide_all()
             if self.rebuilt.done():
                 self.rebuilt = Promise()
@@ -188,20 +255,21 @@ class Table:
 
     def _fold(self, offset: int, record: Record) -> None:
         state, id = self.state, record.id
+        if not self.whole:
+            self._judge(offset, record)
         outcome = fold(state, offset, record)
         if outcome is None:
             if id is None or not record.retry:
-                self._skip(offset, "an unknown operation, or a repeat")
+                self._skip(offset, "a repeat, malformed, or of an unknown operation")
             return
         if id in self._awaited:
             self._awaited[id] = outcome
         kind, key = outcome.kind, record.key
         if state.removed:
             self._forget_removed()
-        if self._pending and key in self._pending and id is not None:
-            self._settle(key, id)
-        if not self.determined and self.position < 0:
-            self.determined = not record.retry and record.op in ("set", "delete")
+        if self._pending and id is not None:
+            for changed in outcome.keys or (key,):
+                self._settle(changed, id)
         if kind == "set":
             self._show(key)
             if self._subscribers:
@@ -210,31 +278,84 @@ class Table:
             self._show(key)
             if outcome.found:
                 self._tell("delete", key, None, offset, record.written_ms)
+        elif kind == "batch":
+            self._show_all(outcome.keys)
+            if self._subscribers:
+                for key in outcome.keys:
+                    cell = state.cells.get(key)
+                    self._tell("delete" if cell is None else "set", key, cell, offset, record.written_ms)
+        elif kind == "lock":
+            if outcome.done:
+                self._heard[key] = time.monotonic()
+            self._tell_locks((key,))
         elif kind == "clear":
             self._hide_all()
             self._tell("clear", "", None, offset, record.written_ms)
+
+    def _judge(self, offset: int, record: Record) -> None:
+        """A fold that began at the end of a stream knows the key's state by its first plain set or delete, and as long as no
+        record comes that may be the second copy of one that stands before."""
+        if self.position < 0:
+            self.determined = not record.retry and record.op in ("set", "delete")
+        elif record.retry and self.determined and not self.state.knows(record.id):
+            self.determined = False
+            self._hide_all()
+            self._tell("reset", "", None, -1, None)
+
+    def _reach(self) -> None:
+        waiting, self._reaching = self._reaching, []
+        for offset, promise in waiting:
+            if self.position >= offset or self.failed is not None:
+                promise.resolve(None)
+            else:
+                self._reaching.append((offset, promise))
+
+    def _tell_locks(self, names: Iterable[str]) -> None:
+        for name in list(names):
+            held = self.state.locks.get(name)
+            if held is None:
+                self._heard.pop(name, None)
+            for listener in self._listeners.get(name, ()):
+                listener(held, self._heard.get(name, time.monotonic()))
 
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
 
     def _show(self, key: str) -> None:
-        pending = self._pending.get(key)
+        ready = self._ready(key)
+        if ready is None:
+            self.shown.pop(key, None)
+        else:
+            self.shown[key] = ready
+
+    def _show_all(self, keys: Iterable[str]) -> None:
+        """Show a batch as a whole: who has seen one of its values sees all. What can't be shown goes first, so that its readers
+        come here, and wait; ``dict.update`` is one step."""
+        ready = {key: self._ready(key) for key in keys}
+        for key, value in ready.items():
+            if value is None:
+                self.shown.pop(key, None)
+        self.shown.update({key: value for key, value in ready.items() if value is not None})
+
+    def _ready(self, key: str) -> Shown | None:
+        """What may be handed out for a key without asking; None where asking is needed."""
+        pending = self._pending.get(key) if self._pending else None
         if pending:
             cell = next(reversed(pending.values()))
         else:
-            cell = self.state.cells.get(key) if self.serving else None
-        if cell is not None and cell.content_encoding is None:
-            try:
-                value = self._codec.decode(cell.body, cell.content_type)
-            except Exception:  # noqa: BLE001 -- a codec may be the user's own; reading the key says what is wrong
-                self._log.once(logging.WARNING, "undecodable", "undecodable", stream=self.stream, offset=cell.revision)
-            else:
-                if type(value) in IMMUTABLE:
-                    expires_ms = cell.expires_ms
-                    self.shown[key] = (value, None if expires_ms is None else expires_ms / 1000)
-                    return
-        self.shown.pop(key, None)
+            cell = self.state.cells.get(key) if self.serving and self.determined else None
+        if cell is None or cell.content_encoding is not None:
+            return None
+        body, content_type, _, _, expires_ms, _ = cell
+        if not self._codec.may_share(body, content_type):
+            return None
+        try:
+            value = self._codec.decode(key, body, content_type)
+        except Exception:  # noqa: BLE001 -- a codec may be the user's own; reading the key says what is wrong
+            self._log.once(logging.WARNING, "undecodable", "undecodable", stream=self.stream, offset=cell.revision)
+            return None
+        return (value, None if expires_ms is None else expires_ms / 1000) if type(value) in IMMUTABLE else None
 
     def _settle(self, key: str, id: str) -> None:
         pending = self._pending.get(key)
@@ -247,8 +368,7 @@ class Table:
     def _forget_removed(self) -> None:
         removed = self.state.removed[:]
         self.state.removed.clear()
-        for key in removed:
-            self._show(key)
+        self._show_all(removed)
 
     def _hide_all(self) -> None:
         if self.key is None:
@@ -264,8 +384,10 @@ class Table:
 
     def _fail(self, error: Error) -> None:
         self.failed = error
-        self.state = State()
+        self.state = State(single=self.key is not None)
         self._hide_all()
+        self._reach()
+        self._tell_locks(self._listeners)
         self.rebuilt.resolve(None)
         self._tell("ended", "", None, -1, None)
         self._changed()

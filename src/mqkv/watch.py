@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple
 
-from mqkv.codecs import Codec
+from mqkv.codecs import BoundCodec
 from mqkv.errors import UnreadableValue
 from mqkv.logfmt import Log
 from mqkv.table import Event
@@ -43,7 +43,7 @@ class Watch:
     ``timeout`` seconds.
     """
 
-    def __init__(self, pattern: str, wants: Callable[[str], bool], codec: Codec, log: Log) -> None:
+    def __init__(self, pattern: str, wants: Callable[[str], bool], codec: BoundCodec, log: Log) -> None:
         self.pattern = pattern
         self.wants = wants
         self._codec = codec
@@ -92,7 +92,7 @@ class Watch:
             try:
                 if cell.content_encoding is not None:
                     raise UnreadableValue(cell.content_encoding)
-                value = self._codec.decode(cell.body, cell.content_type)
+                value = self._codec.decode(key, cell.body, cell.content_type)
             except Exception:  # noqa: BLE001 -- a codec may be the user's own; the next change must still be told
                 self._log.once(logging.WARNING, f"watch {key}", "watch", key=key, status="unreadable", offset=offset)
                 return RESET

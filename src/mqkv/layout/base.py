@@ -10,27 +10,34 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from mqkv.codecs import Codec
+from mqkv.codecs import BoundCodec
 from mqkv.errors import Error, OutcomeUnknown, ReadTimeout, Stale
 from mqkv.fold import Cell, Outcome
+from mqkv.layout.leases import Leases
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Promise, Start
 from mqkv.table import Event, Shown, Subscriber, Table
+from mqkv.waiting import wait
 from mqkv.watch import Dispatcher, Watch
 
 #: A load that makes no progress for so many seconds has failed.
 STALL = 10.0
 
+#: What a caller waits longer than an engine that keeps its deadlines.
+GRACE = 1.0
+
 NOTHING: dict[str, Shown] = {}
+
+T = TypeVar("T")
 
 
 class Options(NamedTuple):
     """What stores must agree on to share a keyspace's tables in one process."""
 
-    codec: Codec
+    codec: BoundCodec
     clock: Callable[[], float]
     max_entries: int | None
     max_staleness: float | None
@@ -41,7 +48,8 @@ class Unconfirmed:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._changed = threading.Condition()
+        self._changed = threading.Lock()
+        self._idle: Promise[None] | None = None
         self.under_way = 0
         self.failed = 0
 
@@ -53,18 +61,26 @@ class Unconfirmed:
     def _settled(self, promise: Promise[int], table: Table, record: Record) -> None:
         error = promise.error()
         assert record.id is not None
-        table.forget_early(record.key, record.id)
+        table.forget_early(_early(record), record.id)
         if error is not None:
             self._log(logging.ERROR, "write-failed", key=record.key, op=record.op, error=type(error).__name__)
         with self._changed:
             self.under_way -= 1
             self.failed += error is not None
-            if not self.under_way:
-                self._changed.notify_all()
+            idle = self._idle if not self.under_way else None
+            if idle is not None:
+                self._idle = None
+        if idle is not None:
+            idle.resolve(None)
 
-    def wait(self, timeout: float) -> bool:
+    def settled(self) -> Promise[None]:
+        """Settled when no write is under way."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self.under_way, timeout)
+            if not self.under_way:
+                return Promise.of(None)
+            if self._idle is None:
+                self._idle = Promise()
+            return self._idle
 
 
 class Keyspace(ABC):
@@ -81,40 +97,56 @@ class Keyspace(ABC):
         self.options = options
         self.log = log
         self.unconfirmed = Unconfirmed(log)
+        self.leases = Leases(name, log)
         self._dispatcher = Dispatcher(name, log)
         self._watches: set[Watch] = set()
 
     # What a layout does
 
     @abstractmethod
-    def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
+    async def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
         """The newest cell of a key, from memory where it is followed, else from its stream."""
+
+    @abstractmethod
+    async def read_many(self, keys: Sequence[str], timeout: float) -> tuple[dict[str, Shown], dict[str, Cell]]:
+        """Those of ``keys`` that have a value: ready to be handed out, or as cells."""
 
     @abstractmethod
     def peek(self, key: str) -> Cell | None:
         """The newest cell of a key, as far as memory knows it."""
 
     @abstractmethod
-    def write(
+    async def write(
         self, record: Record, timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
         """Append a record; with ``confirm`` wait for its offset and outcome. ``StreamMissing`` where there is none to
-        ``create``."""
+        ``create``. ``max_age`` (seconds) is for a stream that is made for the record."""
 
     @abstractmethod
-    def snapshot(self, timeout: float) -> dict[str, Cell]:
+    async def write_all(
+        self, records: Sequence[Record], timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
+    ) -> list[Outcome | None]:
+        """The same for many plain records, all under way at once. What failed raises when all are settled; None for a record
+        whose stream there was none to ``create``."""
+
+    @abstractmethod
+    async def snapshot(self, timeout: float) -> dict[str, Cell]:
         """All cells."""
 
     @abstractmethod
-    def preload(self, keys: Iterable[str], timeout: float) -> None:
+    async def preload(self, keys: Iterable[str], timeout: float) -> None:
         """Bring keys into memory and keep them there, fresh."""
 
     @abstractmethod
-    def clear(self, record: Record, timeout: float) -> None:
-        """Remove all keys."""
+    async def clear(self, record: Record, timeout: float) -> None:
+        """Remove the keys that the record's ``prefix`` names, or all."""
 
     @abstractmethod
-    def purge(self, timeout: float) -> None:
+    async def sync(self, timeout: float) -> None:
+        """Have in memory, of what is followed, all that was written before the call."""
+
+    @abstractmethod
+    async def purge(self, timeout: float) -> None:
         """Delete the streams themselves."""
 
     @abstractmethod
@@ -122,7 +154,12 @@ class Keyspace(ABC):
         """A table of its own that tells ``subscriber`` each change of the key's stream from the first record on."""
 
     @abstractmethod
-    def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
+    async def lock_table(self, timeout: float, *, declare: bool = True) -> Table | None:
+        """The table in whose stream the keyspace's locks are, with all that stood there; None if there is no stream to
+        ``declare``."""
+
+    @abstractmethod
+    async def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
         """Tell ``watch`` each change: from the ``next`` one, from the ``last`` value on, or from an offset on."""
 
     @abstractmethod
@@ -147,34 +184,67 @@ class Keyspace(ABC):
         subscriber: Subscriber | None = None,
     ) -> Table:
         """Begin to fold a stream. Does not wait."""
-        table = Table(stream, self.options.codec, self.log, key=key, shown=shown)
+        table = Table(stream, self.options.codec, self.log, whole=start is Start.FIRST, key=key, shown=shown)
         if subscriber is not None:
             table.subscribe(subscriber)
         table.tail = self.engine.open(stream, start, table)
         return table
 
-    def write_to(
+    async def write_to(
         self, table: Table, record: Record, timeout: float, *, confirm: bool, shared: bool
     ) -> tuple[int, Outcome | None]:
         """Append to a table's stream, and learn the offset and the outcome there."""
-        assert record.id is not None
+        id = record.id
+        assert id is not None
         message = to_message(record, shared=shared)
         if not confirm:
-            table.show_early(record, _early(record))
+            early = _early(record)
+            table.show_early(record, early)
             try:
                 promise = table.tail.append(message, timeout)
             except BaseException:
-                table.forget_early(record.key, record.id)
+                table.forget_early(early, id)
                 raise
             self.unconfirmed.add(promise, table, record)
             return -1, None
-        table.expect(record.id, message, record)
+        table.expect(id, message, record)
         try:
             promise = table.tail.append(message, timeout)
-            offset = promise.result() if promise.done() else settled(promise, timeout + 1, table.stream)
+            offset = promise.result() if promise.done() else await settled(promise, timeout, table.stream)
         finally:
-            outcome = table.take(record.id)
-        return offset, outcome
+            outcome = table.take(id)
+        return offset, outcome if table.determined else None
+
+    async def write_each(
+        self, places: Sequence[tuple[Table, Record]], timeout: float, *, confirm: bool, shared: bool
+    ) -> list[Outcome | None]:
+        """Append each record to its table's stream, all under way at once. What failed raises when all are settled."""
+        if not confirm:
+            for table, record in places:
+                await self.write_to(table, record, timeout, confirm=False, shared=shared)
+            return [None] * len(places)
+        under_way: list[Promise[int]] = []
+        problem: Error | None = None
+        try:
+            for table, record in places:
+                assert record.id is not None
+                message = to_message(record, shared=shared)
+                table.expect(record.id, message, record)
+                try:
+                    under_way.append(table.tail.append(message, timeout))
+                except Error as error:
+                    problem = error
+                    break
+            for promise, (table, _) in zip(under_way, places, strict=False):
+                try:
+                    await settled(promise, timeout, table.stream)
+                except Error as error:
+                    problem = problem or error
+        finally:
+            outcomes = [table.take(record.id or "") for table, record in places]
+        if problem is not None:
+            raise problem
+        return outcomes
 
     def fresh_enough(self, table: Table) -> None:
         """Raise :class:`mqkv.Stale` if the table has been out of touch for longer than ``max_staleness``."""
@@ -184,7 +254,7 @@ class Keyspace(ABC):
                 f"stream {table.stream} has been out of reach for {time.monotonic() - since:.1f} s, over max_staleness={limit}"
             )
 
-    def replay_into(self, watch: Watch, key: str, start: int, timeout: float, tell: Subscriber | None = None) -> None:
+    async def replay_into(self, watch: Watch, key: str, start: int, timeout: float, tell: Subscriber | None = None) -> None:
         """Tell ``watch`` what a stream has told since ``start``, and goes on to tell."""
         offer = tell or watch.offer
 
@@ -192,7 +262,7 @@ class Keyspace(ABC):
             if event[3] >= start or event[0] in ("reset", "ended"):
                 offer(event)
 
-        table = attached(self.replay(key, since), timeout)
+        table = await attached(self.replay(key, since), timeout)
         watch.on_close(table.tail.close)
 
     def add_watch(self, watch: Watch, callback: Callable[..., object] | None) -> None:
@@ -206,6 +276,7 @@ class Keyspace(ABC):
     def close(self) -> None:
         """Let go of tails and watches. The engine is closed by whoever opened it."""
         self.cells = NOTHING
+        self.leases.close()
         self.signal = Keyspace.signal  # an engine's own may hold a mapping open
         for watch in list(self._watches):
             watch.close()
@@ -226,19 +297,25 @@ class Keyspace(ABC):
         }
 
 
-def settled(promise: Promise[int], timeout: float, stream: str) -> int:
+async def settled(promise: Promise[int], timeout: float, stream: str) -> int:
     """The result of an append. The engine keeps the deadline; ours, later, is for an engine that does not."""
-    if not promise.wait(timeout):
+    if not await wait(promise, timeout + GRACE):
         raise OutcomeUnknown(f"no answer for a write to stream {stream} within {timeout:g} s: it may be in the log or not")
     return promise.result()
 
 
-def attached(table: Table, timeout: float) -> Table:
+async def answered(promise: Promise[T], timeout: float, stream: str) -> T:
+    """The result of asking an engine about a stream."""
+    if not await wait(promise, timeout + GRACE):
+        raise ReadTimeout(f"no answer within {timeout:g} s about stream {stream}: is the broker well?")
+    return promise.result()
+
+
+async def attached(table: Table, timeout: float) -> Table:
     """Wait until whatever is appended from now on will be folded. A table that can't is closed."""
-    if not table.tail.attached.wait(timeout + STALL):
-        table.tail.close()
-        raise ReadTimeout(f"opening stream {table.stream} took more than {timeout + STALL:g} s")
     try:
+        if not await wait(table.tail.attached, timeout + STALL):
+            raise ReadTimeout(f"opening stream {table.stream} took more than {timeout + STALL:g} s")
         table.tail.attached.result()
     except BaseException:
         table.tail.close()
@@ -246,10 +323,10 @@ def attached(table: Table, timeout: float) -> Table:
     return table
 
 
-def loaded(table: Table, timeout: float) -> Table:
+async def loaded(table: Table, timeout: float) -> Table:
     """Wait until all that stood in the stream is folded; bounded by the lack of progress, not by the size of the stream."""
     position = table.position
-    while not table.tail.ready.wait(max(timeout, STALL)):
+    while not await wait(table.tail.ready, max(timeout, STALL)):
         if table.position == position:
             table.tail.close()
             raise ReadTimeout(f"loading stream {table.stream} made no progress for {max(timeout, STALL):g} s")
@@ -264,13 +341,24 @@ def loaded(table: Table, timeout: float) -> Table:
     return table
 
 
-def rebuilt(table: Table, timeout: float) -> None:
+async def rebuilt(table: Table, timeout: float) -> None:
     """Wait while a table is being built anew (its log was rewritten)."""
-    if not table.rebuilt.wait(timeout):
+    if not await wait(table.rebuilt, timeout):
         raise ReadTimeout(f"the table of stream {table.stream} is being rebuilt: try again")
 
 
-def _early(record: Record) -> Cell | None:
-    if record.op != "set":
-        return None
-    return Cell(record.body, record.content_type, record.content_encoding, -1, record.expires_ms, record.written_ms)
+async def reached(table: Table, offset: int, timeout: float) -> None:
+    """Wait until the record at ``offset`` is folded."""
+    if not await wait(table.reach(offset), timeout + GRACE):
+        raise ReadTimeout(f"stream {table.stream} was not delivered up to revision {offset} within {timeout:g} s")
+
+
+def _early(record: Record) -> dict[str, Cell | None]:
+    """What a record will do, where that needs no knowledge of what stands before it."""
+    expires_ms, written_ms = record.expires_ms, record.written_ms
+    if record.op == "set":
+        return {record.key: Cell(record.body, record.content_type, record.content_encoding, -1, expires_ms, written_ms)}
+    if record.op == "set_many":
+        assert record.batch is not None
+        return {key: Cell(body, kind, None, -1, expires_ms, written_ms) for key, body, kind in record.batch.items()}
+    return dict.fromkeys(record.batch.keys if record.batch is not None else (record.key,))

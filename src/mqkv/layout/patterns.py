@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from mqkv.codecs import DEFAULT
+from mqkv.codecs import DEFAULT, BoundCodec
 from mqkv.errors import Error
 from mqkv.layout.shared import SharedKeyspace
 from mqkv.table import Event, Subscriber
+from mqkv.waiting import run
 from mqkv.watch import Change, Watch
 
 
 class Follower(Protocol):
     """Who can have a watch told the changes of one key."""
 
-    def subscribe(self, watch: Watch, key: str, start: int | str, timeout: float, tell: Subscriber | None = None) -> None: ...
+    async def subscribe(
+        self, watch: Watch, key: str, start: int | str, timeout: float, tell: Subscriber | None = None
+    ) -> None: ...
 
 
-def follow_pattern(followed_by: Follower, directory: SharedKeyspace, watch: Watch, start: int | str, timeout: float) -> None:
+async def follow_pattern(
+    followed_by: Follower, directory: SharedKeyspace, watch: Watch, start: int | str, timeout: float
+) -> None:
     """Watch the keys that there are, and the directory for those to come."""
     followed: set[str] = set()
 
@@ -35,16 +40,17 @@ def follow_pattern(followed_by: Follower, directory: SharedKeyspace, watch: Watc
             followed.add(change.key)
             try:
                 # A new key: its first record may stand in the stream by now.
-                followed_by.subscribe(watch, change.key, start if isinstance(start, int) else 0, timeout, tell(change.key))
+                begin = start if isinstance(start, int) else 0
+                run(followed_by.subscribe(watch, change.key, begin, timeout, tell(change.key)))
             except Error:
                 followed.discard(change.key)
                 watch.offer(("reset", "", None, -1, None))
 
-    arrivals = Watch(watch.pattern, watch.wants, DEFAULT, directory.log)
-    directory.follow(arrivals, "next", timeout)
-    for key in directory.snapshot(timeout):
+    arrivals = Watch(watch.pattern, watch.wants, BoundCodec(DEFAULT), directory.log)
+    await directory.follow(arrivals, "next", timeout)
+    for key in await directory.snapshot(timeout):
         if watch.wants(key):
             followed.add(key)
-            followed_by.subscribe(watch, key, start, timeout, tell(key))
+            await followed_by.subscribe(watch, key, start, timeout, tell(key))
     directory.add_watch(arrivals, announced)
     watch.on_close(arrivals.close)

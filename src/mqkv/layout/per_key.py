@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from cachetools import LRUCache
-
+from mqkv.batch import of_sets, pack
 from mqkv.check import RESERVED, queue_name
-from mqkv.codecs import DEFAULT
+from mqkv.codecs import DEFAULT, BoundCodec
 from mqkv.errors import ReadTimeout, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
-from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded, rebuilt, settled
+from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, answered, attached, loaded, reached, rebuilt
+from mqkv.layout.bounded import Bounded
 from mqkv.layout.patterns import follow_pattern
 from mqkv.layout.shared import SharedKeyspace
 from mqkv.logfmt import Log
-from mqkv.record import Record, Unreadable, parse, to_message
-from mqkv.streams.base import Engine, Promise, Start
+from mqkv.record import Record, Unreadable, parse
+from mqkv.streams.base import Delivery, Engine, Promise, Start
 from mqkv.table import Shown, Subscriber, Table
+from mqkv.waiting import wait
 from mqkv.watch import Watch, is_pattern
 
 #: Tails that are kept open at most for keys that nobody preloaded or watches.
@@ -44,27 +45,45 @@ class PerKeyKeyspace(Keyspace):
         self._shown: dict[str, Shown] = {}
         self.cells = self._shown
         self._directory = SharedKeyspace(
-            engine, queue_name(prefix, DIRECTORY), options._replace(codec=DEFAULT, max_entries=None, max_staleness=None), log
+            engine,
+            queue_name(prefix, DIRECTORY),
+            options._replace(codec=BoundCodec(DEFAULT), max_entries=None, max_staleness=None),
+            log,
         )
         self._lock = threading.RLock()
         self._tables: dict[str, Table] = {}
-        self._idle: LRUCache[str, Table] = _Idle(MAX_TAILS, self)
+        #: Tails that are open only because they were used; the one used least recently is closed first.
+        self._idle: Bounded[Table] = Bounded(MAX_TAILS, self._forget)
         self._opening: dict[str, Promise[None]] = {}
-        self._preloaded: LRUCache[str, bool] = _Preloaded(options.max_entries or float("inf"), self)
+        #: Keys that were preloaded; past ``max_entries``, the one preloaded first is let go of.
+        self._preloaded: Bounded[bool] = Bounded(options.max_entries or float("inf"), self._forget)
 
     def stream(self, key: str) -> str:
         return queue_name(self.prefix, key)
 
-    def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
+    async def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
         table = self._tables.get(key)
         if table is not None:
             if table.is_pending(key):
                 return table.read(key)
             if table.serving and not fresh:
-                return self._followed(key, timeout)
+                return await self._followed(key, timeout)
         if key in self._preloaded and not fresh:
-            return self._followed(key, timeout)
-        return self._newest(key, timeout)
+            return await self._followed(key, timeout)
+        return await self._newest(key, self.engine.begin_last(self.stream(key), timeout), timeout)
+
+    async def read_many(self, keys: Sequence[str], timeout: float) -> tuple[dict[str, Shown], dict[str, Cell]]:
+        cells: dict[str, Cell | None] = {}
+        asked: dict[str, Promise[Delivery | None]] = {}
+        for key in dict.fromkeys(keys):
+            table = self._tables.get(key)
+            if key in self._preloaded or (table is not None and (table.serving or table.is_pending(key))):
+                cells[key] = await self.read(key, timeout)
+            else:
+                asked[key] = self.engine.begin_last(self.stream(key), timeout)
+        for key, promise in asked.items():
+            cells[key] = await self._newest(key, promise, timeout)
+        return {}, {key: cell for key, cell in cells.items() if cell is not None}
 
     def peek(self, key: str) -> Cell | None:
         table = self._tables.get(key)
@@ -72,65 +91,96 @@ class PerKeyKeyspace(Keyspace):
             return None
         return table.read(key)
 
-    def write(
+    async def write(
         self, record: Record, timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
-        def writable() -> Table:
-            return self._writable(record.key, max_age, timeout) if create else self._open(record.key, timeout)
+        async def once() -> tuple[int, Outcome | None]:
+            table = await self._writable(record, max_age, timeout, confirm=confirm, create=create)
+            return await self.write_to(table, record, timeout, confirm=confirm, shared=False)
 
         try:
-            return self.write_to(writable(), record, timeout, confirm=confirm, shared=False)
+            return await once()
         except StreamMissing:
             self._forget(record.key)
             if not create:
                 raise
-            # Deleted under us: make it anew, once.
-            return self.write_to(writable(), record, timeout, confirm=confirm, shared=False)
+            return await once()  # deleted under us: make it anew, once
 
-    def snapshot(self, timeout: float) -> dict[str, Cell]:
-        keys = list(self._directory.snapshot(timeout))
-        tables = self._open_all(keys, timeout)
+    async def write_all(
+        self, records: Sequence[Record], timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
+    ) -> list[Outcome | None]:
+        keys = [record.key for record in records]
+        tables = await self._attach_all(keys, timeout)
+        if create:
+            await self._list(list(tables), timeout)
+            tables |= await self._make([key for key in keys if key not in tables], max_age, timeout)
+        if confirm and not create:
+            tables = {key: await self._complete(key, table, timeout) for key, table in tables.items()}
+        places = [(tables[record.key], record) for record in records if record.key in tables]
+        outcomes = await self.write_each(places, timeout, confirm=confirm, shared=False)
+        by_key = {record.key: outcome for (_, record), outcome in zip(places, outcomes, strict=True)}
+        return [by_key.get(record.key) for record in records]
+
+    async def snapshot(self, timeout: float) -> dict[str, Cell]:
+        keys = list(await self._directory.snapshot(timeout))
+        tables = await self._open_all(keys, timeout)
         if self.signal[0] != self.seen:
             self.catch_up()
         cells = ((key, table.read(key)) for key, table in tables.items())
         return {key: cell for key, cell in cells if cell is not None}
 
-    def preload(self, keys: Iterable[str], timeout: float) -> None:
+    async def preload(self, keys: Iterable[str], timeout: float) -> None:
         keys = list(dict.fromkeys(keys))
         with self._lock:
             for key in keys:
                 self._preloaded[key] = True
-        for key, table in self._open_all(keys, timeout).items():
+        for key, table in (await self._open_all(keys, timeout)).items():
             if key in self._preloaded:
                 self._serve_key(key, table)
 
-    def clear(self, record: Record, timeout: float) -> None:
-        promises = []
-        for key in self.snapshot(timeout):
-            table = self._writable(key, None, timeout)
-            message = to_message(Record("delete", key, written_ms=record.written_ms, id=new_id()), shared=False)
-            promises.append((table, table.tail.append(message, timeout)))
-        for table, promise in promises:
-            settled(promise, timeout + 1, table.stream)
+    async def clear(self, record: Record, timeout: float) -> None:
+        prefix = str(record.args.get("prefix", ""))
+        keys = [key for key in await self.snapshot(timeout) if key.startswith(prefix)]
+        tombstones = [Record("delete", key, written_ms=record.written_ms, id=new_id()) for key in keys]
+        await self.write_all(tombstones, timeout, confirm=True, create=False)
 
-    def purge(self, timeout: float) -> None:
-        keys = set(self._directory.snapshot(timeout)) | set(self._tables)
-        for key in keys:
+    async def sync(self, timeout: float) -> None:
+        if self.engine.exact:
+            self.catch_up()
+            return
+        with self._lock:
+            tables = list(self._tables.values())
+        asked = [(table, self.engine.begin_last(table.stream, timeout)) for table in tables]
+        for table, promise in asked:
+            with contextlib.suppress(StreamMissing):
+                newest = await answered(promise, timeout, table.stream)
+                if newest is not None:
+                    await reached(table, newest[0], timeout)
+        await self._directory.sync(timeout)
+
+    async def purge(self, timeout: float) -> None:
+        keys = set(await self._directory.snapshot(timeout)) | set(self._tables)
+        asked = {key: self.engine.begin_delete(self.stream(key), timeout) for key in keys}
+        for key, promise in asked.items():
+            stream = self.stream(key)
+            await answered(promise, timeout, stream)
             table = self._tables.get(key)
-            self.engine.delete(self.stream(key), timeout)
             if table is not None:
-                table.ended(StreamMissing(f"stream {table.stream} was purged"))
+                table.ended(StreamMissing(f"stream {stream} was purged"))
             self._forget(key)
-        self._directory.purge(timeout)
+        await self._directory.purge(timeout)
 
     def replay(self, key: str, subscriber: Subscriber) -> Table:
         return self.open_table(self.stream(key), Start.FIRST, key=key, subscriber=subscriber)
 
-    def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
+    async def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
         if is_pattern(watch.pattern):
-            follow_pattern(self, self._directory, watch, start, timeout)
+            await follow_pattern(self, self._directory, watch, start, timeout)
         else:
-            self.subscribe(watch, watch.pattern, start, timeout)
+            await self.subscribe(watch, watch.pattern, start, timeout)
+
+    async def lock_table(self, timeout: float, *, declare: bool = True) -> Table | None:
+        return await self._directory.lock_table(timeout, declare=declare)
 
     def tables(self) -> list[Table]:
         with self._lock:
@@ -142,45 +192,38 @@ class PerKeyKeyspace(Keyspace):
 
     # Reading
 
-    def _newest(self, key: str, timeout: float) -> Cell | None:
-        """The newest record that was confirmed before the call, from the key's stream."""
+    async def _newest(self, key: str, asked: Promise[Delivery | None], timeout: float) -> Cell | None:
+        """What the newest record that was confirmed before the call says."""
         try:
-            newest = self.engine.last(self.stream(key), timeout)
+            newest = await answered(asked, timeout, self.stream(key))
+            if newest is None:
+                return None
+            offset, message = newest
+            try:
+                record = parse(message, key)
+            except Unreadable:
+                record = Record("unreadable", key)
+            if record.retry or record.op not in ("set", "delete"):
+                # Its meaning depends on what stands before it: ask the fold, which is kept for the next time.
+                table = await self._open(key, timeout)
+                await reached(table, offset, timeout)
+                return (await self._complete(key, table, timeout)).read(key)
         except StreamMissing:
             return None
-        if newest is None:
-            return None
-        offset, message = newest
-        try:
-            record = parse(message, key)
-        except Unreadable:
-            record = Record("unreadable", key)
-        if record.retry or record.op not in ("set", "delete"):
-            return self._folded(key, timeout)
         if record.op == "delete":
             return None
         return Cell(record.body, record.content_type, record.content_encoding, offset, record.expires_ms, record.written_ms)
 
-    def _folded(self, key: str, timeout: float) -> Cell | None:
-        """The same by folding the whole stream: for the rare case that its newest record alone does not tell."""
-        table = self.replay(key, lambda event: None)
-        try:
-            return loaded(table, timeout).read(key)
-        except StreamMissing:
-            return None
-        finally:
-            table.tail.close()
-
-    def _followed(self, key: str, timeout: float) -> Cell | None:
+    async def _followed(self, key: str, timeout: float) -> Cell | None:
         """What the table of a preloaded key says. A key that had no stream is followed as soon as there is one."""
         try:
-            table = self._open(key, timeout)
+            table = await self._open(key, timeout)
         except StreamMissing:
             return None
         if not table.serving:
             self._serve_key(key, table)
         if not table.rebuilt.done():
-            rebuilt(table, timeout)
+            await rebuilt(table, timeout)
         self.fresh_enough(table)
         if self.signal[0] != self.seen:
             self.catch_up()
@@ -197,12 +240,12 @@ class PerKeyKeyspace(Keyspace):
             return None
         return table
 
-    def _open(self, key: str, timeout: float) -> Table:
+    async def _open(self, key: str, timeout: float) -> Table:
         """The table of a key whose stream exists, with all that stood there when the call began."""
-        return self._complete(key, self._attach(key, timeout), timeout)
+        return await self._complete(key, await self._attach(key, timeout), timeout)
 
-    def _attach(self, key: str, timeout: float) -> Table:
-        """The table of a key whose stream exists, perhaps still loading; opened by one thread at a time."""
+    async def _attach(self, key: str, timeout: float) -> Table:
+        """The table of a key whose stream exists, perhaps still loading; opened by one caller at a time."""
         while True:
             table = self._usable(key)
             if table is not None:
@@ -214,22 +257,21 @@ class PerKeyKeyspace(Keyspace):
                     self._opening[key] = mine
             if opening is None:
                 try:
-                    return self._keep(key, attached(self._begin(key), timeout))
+                    return self._keep(key, await attached(self._begin(key), timeout))
                 finally:
                     with self._lock:
                         del self._opening[key]
                     mine.resolve(None)
-            if not opening.wait(timeout + STALL):
-                raise ReadTimeout(f"another thread has been opening the stream of key {key!r} for {timeout + STALL:g} s")
+            if not await wait(opening, timeout + STALL):
+                raise ReadTimeout(f"somebody else has been opening the stream of key {key!r} for {timeout + STALL:g} s")
 
-    def _complete(self, key: str, table: Table, timeout: float) -> Table:
+    async def _complete(self, key: str, table: Table, timeout: float) -> Table:
         """The table, loaded; folded from the beginning of the stream where its end alone does not tell."""
         if not table.tail.ready.done() or table.tail.ready.error() is not None:
-            loaded(table, timeout)
+            await loaded(table, timeout)
         if table.determined or table.position < 0:
             return table
-        whole = loaded(self._begin(key, Start.FIRST), timeout)
-        whole.determined = True
+        whole = await loaded(self._begin(key, Start.FIRST), timeout)
         with self._lock:
             if self._tables.get(key) is table:
                 del self._tables[key]
@@ -240,20 +282,25 @@ class PerKeyKeyspace(Keyspace):
     def _begin(self, key: str, start: Start = Start.LAST) -> Table:
         return self.open_table(self.stream(key), start, key=key, shown=self._shown)
 
-    def _open_all(self, keys: Iterable[str], timeout: float) -> dict[str, Table]:
-        """The tables of all keys that have a stream; all are asked for before one is waited for."""
+    async def _open_all(self, keys: Iterable[str], timeout: float) -> dict[str, Table]:
+        """The tables of all keys that have a stream, loaded."""
+        tables = await self._attach_all(keys, timeout)
+        return {key: await self._complete(key, table, timeout) for key, table in tables.items()}
+
+    async def _attach_all(self, keys: Iterable[str], timeout: float, start: Start = Start.LAST) -> dict[str, Table]:
+        """The tables of all keys that have a stream, perhaps still loading; all are asked for before one is waited for."""
         tables: dict[str, Table] = {}
         begun: dict[str, Table] = {}
         for key in keys:
             table = self._usable(key)
             if table is None:
-                begun[key] = self._begin(key)
+                begun[key] = self._begin(key, start)
             else:
-                tables[key] = self._complete(key, table, timeout)
+                tables[key] = table
         try:
             for key in list(begun):
                 with contextlib.suppress(StreamMissing):
-                    tables[key] = self._complete(key, self._keep(key, loaded(begun[key], timeout)), timeout)
+                    tables[key] = self._keep(key, await attached(begun[key], timeout))
                 del begun[key]
         finally:
             for table in begun.values():
@@ -298,42 +345,55 @@ class PerKeyKeyspace(Keyspace):
 
     # Writing
 
-    def _writable(self, key: str, max_age: int | None, timeout: float) -> Table:
+    async def _writable(
+        self, record: Record, max_age: int | None, timeout: float, *, confirm: bool = True, create: bool = True
+    ) -> Table:
+        """The table to write to: complete, if the outcome is asked for."""
+        key = record.key
         table = self._usable(key)
         if table is not None:
             with self._lock:
                 if key in self._idle:
                     self._idle[key] = table  # used last
-            return table
-        try:
-            table = self._attach(key, timeout)
-            self._list(key, timeout)
-            return table
-        except StreamMissing:
-            stream = self.stream(key)
-        self.engine.declare(stream, max_age, timeout)
-        self.log.debug("declare", key=key, stream=stream, max_age=max_age)
-        self._list(key, timeout)
-        # From the first record on, whatever another process writes meanwhile. There may be none: nothing to wait for.
-        table = attached(self._begin(key, Start.FIRST), timeout)
-        table.determined = True
-        return self._keep(key, table)
+        else:
+            try:
+                table = await self._attach(key, timeout)
+            except StreamMissing:
+                if not create:
+                    raise
+                return (await self._make([key], max_age, timeout))[key]
+            if create:
+                await self._list([key], timeout)
+        return await self._complete(key, table, timeout) if confirm and record.op != "set" else table
 
-    def _list(self, key: str, timeout: float) -> None:
-        """Have the key in the directory: before it has a value, and after it has a stream."""
-        if self._directory.read(key, timeout) is None:
-            record = Record("set", key, written_ms=int(self.options.clock() * 1000), id=new_id())
-            self._directory.write(record, timeout, confirm=True)
+    async def _make(self, keys: Sequence[str], max_age: int | None, timeout: float) -> dict[str, Table]:
+        """The tables of keys that had no stream."""
+        asked = {key: self.engine.begin_declare(self.stream(key), max_age, timeout) for key in keys}
+        for key, promise in asked.items():
+            await answered(promise, timeout, self.stream(key))
+            self.log.debug("declare", key=key, stream=self.stream(key), max_age=max_age)
+        await self._list(keys, timeout)
+        # From the first record on, whatever another process writes meanwhile. There may be none: nothing to wait for.
+        return await self._attach_all(keys, timeout, Start.FIRST)
+
+    async def _list(self, keys: Sequence[str], timeout: float) -> None:
+        """Have keys in the directory: before they have a value, and after they have a stream."""
+        ready, cells = await self._directory.read_many(keys, timeout)
+        new = [(key, b"", None) for key in keys if key not in ready and key not in cells]
+        if new:
+            batch, now = of_sets(new), int(self.options.clock() * 1000)
+            record = Record("set_many", "", pack(batch), written_ms=now, id=new_id(), batch=batch)
+            await self._directory.write(record, timeout, confirm=True)
 
     # Watching
 
-    def subscribe(self, watch: Watch, key: str, start: int | str, timeout: float, tell: Subscriber | None = None) -> None:
+    async def subscribe(self, watch: Watch, key: str, start: int | str, timeout: float, tell: Subscriber | None = None) -> None:
         """Have ``watch``, through ``tell``, told the changes of one key."""
-        table = self._writable(key, None, timeout)
+        table = await self._writable(Record("set", key), None, timeout)
         if isinstance(start, int):
-            self.replay_into(watch, key, start, timeout, tell)
+            await self.replay_into(watch, key, start, timeout, tell)
             return
-        table = self._complete(key, table, timeout)
+        table = await self._complete(key, table, timeout)
         tell = tell or watch.offer
         with self._lock:
             self._idle.pop(key, None)
@@ -345,29 +405,3 @@ class PerKeyKeyspace(Keyspace):
         with self._lock:
             if self._tables.get(key) is table and not table.serving and not table.watched:
                 self._idle[key] = table
-
-
-class _Idle(LRUCache[str, Table]):
-    """Tails that are open only because they were used; the least recently used one is closed first."""
-
-    def __init__(self, maxsize: float, keyspace: PerKeyKeyspace) -> None:
-        super().__init__(maxsize)
-        self._keyspace = keyspace
-
-    def popitem(self) -> tuple[str, Table]:
-        key, table = super().popitem()
-        self._keyspace._forget(key)
-        return key, table
-
-
-class _Preloaded(LRUCache[str, bool]):
-    """Keys that were preloaded; past ``max_entries``, the one preloaded first is let go of."""
-
-    def __init__(self, maxsize: float, keyspace: PerKeyKeyspace) -> None:
-        super().__init__(maxsize)
-        self._keyspace = keyspace
-
-    def popitem(self) -> tuple[str, bool]:
-        key, value = super().popitem()
-        self._keyspace._forget(key)
-        return key, value

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mqkv.errors import ReadTimeout, SettingsWarning, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
-from mqkv.layout.base import NOTHING, Keyspace, Options, attached, loaded, rebuilt, settled
+from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, answered, attached, loaded, rebuilt, settled
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Start
-from mqkv.table import Subscriber, Table
+from mqkv.table import Shown, Subscriber, Table
+from mqkv.waiting import Turn
 from mqkv.watch import Watch
 
 
@@ -25,61 +25,91 @@ class SharedKeyspace(Keyspace):
         super().__init__(engine, options, log, stream)
         self.stream = stream
         self._table: Table | None = None
-        self._opening = threading.Lock()
+        self._opening = Turn()
         self._compared = False
 
-    def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
-        table = self._loaded(timeout)
+    async def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
+        table = await self._loaded(timeout)
         if table is None:
             return None
         if fresh:
-            self.write_to(table, Record("sync", "", id=new_id()), timeout, confirm=True, shared=True)
+            await self._barrier(table, timeout)
         return table.read(key)
+
+    async def read_many(self, keys: Sequence[str], timeout: float) -> tuple[dict[str, Shown], dict[str, Cell]]:
+        table = await self._loaded(timeout)
+        return ({}, {}) if table is None else table.read_many(keys)
 
     def peek(self, key: str) -> Cell | None:
         return None if self._table is None else self._table.read(key)
 
-    def write(
+    async def write(
         self, record: Record, timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
         try:
-            return self.write_to(self._writable(timeout, create), record, timeout, confirm=confirm, shared=True)
+            table = await self._writable(record, timeout, create, confirm)
+            return await self.write_to(table, record, timeout, confirm=confirm, shared=True)
         except StreamMissing:
             self._drop()
             if not create:
                 raise
             # Deleted under us: make it anew, once.
-            return self.write_to(self._writable(timeout, create), record, timeout, confirm=confirm, shared=True)
+            table = await self._writable(record, timeout, create, confirm)
+            return await self.write_to(table, record, timeout, confirm=confirm, shared=True)
 
-    def snapshot(self, timeout: float) -> dict[str, Cell]:
-        table = self._loaded(timeout)
+    async def write_all(
+        self, records: Sequence[Record], timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
+    ) -> list[Outcome | None]:
+        if not records:
+            return []
+        try:
+            table = await self._writable(records[0], timeout, create, confirm)
+        except StreamMissing:
+            return [None] * len(records)
+        places = [(table, record) for record in records]
+        return await self.write_each(places, timeout, confirm=confirm, shared=True)
+
+    async def snapshot(self, timeout: float) -> dict[str, Cell]:
+        table = await self._loaded(timeout)
         return {} if table is None else table.snapshot()
 
-    def preload(self, keys: Iterable[str], timeout: float) -> None:
-        self._loaded(timeout)
+    async def preload(self, keys: Iterable[str], timeout: float) -> None:
+        await self._loaded(timeout)
 
-    def clear(self, record: Record, timeout: float) -> None:
-        if self._loaded(timeout) is not None:
-            self.write(record, timeout, confirm=True)
+    async def clear(self, record: Record, timeout: float) -> None:
+        if await self._loaded(timeout) is not None:
+            await self.write(record, timeout, confirm=True)
 
-    def purge(self, timeout: float) -> None:
-        with self._hold(timeout):
+    async def sync(self, timeout: float) -> None:
+        table = await self._loaded(timeout)
+        if table is not None:
+            await self._barrier(table, timeout)
+
+    async def purge(self, timeout: float) -> None:
+        await self._hold(timeout)
+        try:
             table = self._table
-            self.engine.delete(self.stream, timeout)
+            await answered(self.engine.begin_delete(self.stream, timeout), timeout, self.stream)
             if table is not None:
                 table.ended(StreamMissing(f"stream {self.stream} was purged"))
             self._drop()
+        finally:
+            self._opening.give()
 
     def replay(self, key: str, subscriber: Subscriber) -> Table:
         return self.open_table(self.stream, Start.FIRST, subscriber=subscriber)
 
-    def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
-        table = loaded(self._writable(timeout), timeout)
+    async def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
+        table = await loaded(await self._open(timeout), timeout)
         if isinstance(start, int):
-            self.replay_into(watch, watch.pattern, start, timeout)
+            await self.replay_into(watch, watch.pattern, start, timeout)
         else:
             table.subscribe(watch.offer, current=start == "last")
             watch.on_close(lambda: table.unsubscribe(watch.offer))
+
+    async def lock_table(self, timeout: float, *, declare: bool = True) -> Table | None:
+        table = await self._loaded(timeout)
+        return await loaded(await self._open(timeout), timeout) if table is None and declare else table
 
     def tables(self) -> list[Table]:
         return [] if self._table is None else [self._table]
@@ -95,22 +125,22 @@ class SharedKeyspace(Keyspace):
         self._drop()
         return None
 
-    def _loaded(self, timeout: float) -> Table | None:
+    async def _loaded(self, timeout: float) -> Table | None:
         """The table with all that stood in the stream when the call began; None if there is no stream."""
         table = self._usable()
         if table is None:
-            with self._hold(timeout):
-                table = self._usable() or self._attach(timeout, declare=False)
-        if table is None:
-            return None
+            try:
+                table = await self._open(timeout, declare=False)
+            except StreamMissing:
+                return None
         if not table.tail.ready.done() or table.tail.ready.error() is not None:
             try:
-                loaded(table, timeout)
+                await loaded(table, timeout)
             except StreamMissing:
                 self._drop()
                 return None
         if not table.rebuilt.done():
-            rebuilt(table, timeout)
+            await rebuilt(table, timeout)
         self.fresh_enough(table)
         self._serve(table)
         if not self._compared:
@@ -119,44 +149,65 @@ class SharedKeyspace(Keyspace):
             self.catch_up()
         return table
 
-    def _writable(self, timeout: float, create: bool = True) -> Table:
-        table = self._usable()
-        if table is None:
-            with self._hold(timeout):
-                table = self._usable() or self._attach(timeout, declare=create)
-        if table is None:
-            raise StreamMissing(f"there is no stream {self.stream}")
+    async def _writable(self, record: Record, timeout: float, create: bool, confirm: bool) -> Table:
+        """The table to write to: loaded, if the outcome is asked for. (A record counts once it is folded, and its deadline
+        should not pay for a load.)"""
+        table = await self._open(timeout, declare=create)
+        if confirm and record.op != "set" and not table.tail.ready.done():
+            await loaded(table, timeout)
         return table
 
-    def _hold(self, timeout: float) -> _Held:
-        return _Held(self._opening, timeout + 10, self.stream)
+    async def _open(self, timeout: float, *, declare: bool = True) -> Table:
+        """The table, perhaps still loading; opened by one caller at a time."""
+        table = self._usable()
+        if table is None:
+            await self._hold(timeout)
+            try:
+                table = self._usable() or await self._attach(timeout, declare=declare)
+            finally:
+                self._opening.give()
+        return table
 
-    def _attach(self, timeout: float, *, declare: bool) -> Table | None:
+    async def _hold(self, timeout: float) -> None:
+        if not await self._opening.take(timeout + STALL):
+            raise ReadTimeout(f"somebody else has been opening stream {self.stream} for {timeout + STALL:g} s")
+
+    async def _barrier(self, table: Table, timeout: float) -> None:
+        """Wait until all that anybody has written before is folded here."""
+        if self.engine.exact:
+            self.catch_up()
+        else:
+            await self.write_to(table, Record("sync", "", id=new_id()), timeout, confirm=True, shared=True)
+
+    async def _attach(self, timeout: float, *, declare: bool) -> Table:
         """Open the table; where there is no stream, make it and write its settings first."""
         table = self.open_table(self.stream, Start.FIRST)
         try:
-            attached(table, timeout)
+            await attached(table, timeout)
         except StreamMissing:
             if not declare:
-                return None
-            self.engine.declare(self.stream, None, timeout)
+                raise
+            await answered(self.engine.begin_declare(self.stream, None, timeout), timeout, self.stream)
             self.log.debug("declare", stream=self.stream)
-            table = self.open_table(self.stream, Start.FIRST)
-            attached(table, timeout)
-            self._found(table, timeout)
+            table = await attached(self.open_table(self.stream, Start.FIRST), timeout)
+            try:
+                await self._found(table, timeout)
+            except BaseException:
+                table.tail.close()
+                raise
         self.signal = self.engine.signal
         table.on_change = lambda: self._serve(table)
         self._table = table
         return table
 
-    def _found(self, table: Table, timeout: float) -> None:
+    async def _found(self, table: Table, timeout: float) -> None:
         """The first record of a keyspace: its settings. (It also wakes LavinMQ, where the first record of a stream may wake
         nobody.)"""
         args: dict[str, str | int | bool | float] = {}
         if self.options.max_entries is not None:
             args["max_entries"] = self.options.max_entries
         record = Record("settings", "", args=args, written_ms=int(self.options.clock() * 1000), id=new_id())
-        settled(table.tail.append(to_message(record, shared=True), timeout), timeout + 1, self.stream)
+        await settled(table.tail.append(to_message(record, shared=True), timeout), timeout, self.stream)
 
     def _serve(self, table: Table) -> None:
         """Let cached reads look into the table, while they may."""
@@ -182,17 +233,3 @@ class SharedKeyspace(Keyspace):
         self.cells = NOTHING
         if table is not None:
             table.tail.close()
-
-
-class _Held:
-    """A lock, held; with a bound on the wait for it."""
-
-    def __init__(self, lock: threading.Lock, timeout: float, stream: str) -> None:
-        self._lock, self._timeout, self._stream = lock, timeout, stream
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(timeout=self._timeout):
-            raise ReadTimeout(f"another thread has been opening stream {self._stream} for {self._timeout:g} s")
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()

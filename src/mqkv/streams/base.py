@@ -18,6 +18,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from mqkv.errors import Error
+
 HeaderValue = str | int | bool | float
 
 RETRY_HEADER = "__mqkv_retry__"
@@ -171,6 +173,12 @@ class Engine(ABC):
     #: ``signal[0]`` changes when another process may have appended. A reader that finds it changed calls ``catch_up``.
     signal: Sequence[int] = (0,)
 
+    #: Whether, after ``catch_up``, tails have been given all that was appended anywhere before: then a barrier costs nothing.
+    exact = True
+
+    #: Whether calls may wait in the caller's thread for a lock or a disk.
+    blocks = False
+
     @abstractmethod
     def declare(self, stream: str, max_age: int | None, timeout: float) -> None:
         """Make the stream if there is none; ``max_age`` in seconds is for a new one. One that exists is left as it is."""
@@ -187,6 +195,18 @@ class Engine(ABC):
     def delete(self, stream: str, timeout: float) -> None:
         """Delete the stream with all its messages. Tails on it end. Deleting what is not there does nothing."""
 
+    def begin_declare(self, stream: str, max_age: int | None, timeout: float) -> Promise[None]:
+        """``declare``, without waiting for the broker."""
+        return _kept(lambda: self.declare(stream, max_age, timeout))
+
+    def begin_last(self, stream: str, timeout: float) -> Promise[Delivery | None]:
+        """``last``, without waiting for the broker."""
+        return _kept(lambda: self.last(stream, timeout))
+
+    def begin_delete(self, stream: str, timeout: float) -> Promise[None]:
+        """``delete``, without waiting for the broker."""
+        return _kept(lambda: self.delete(stream, timeout))
+
     @abstractmethod
     def catch_up(self) -> None:
         """Deliver in this thread what other processes appended before this call. Nothing to do for an engine that pushes."""
@@ -201,3 +221,13 @@ class Engine(ABC):
     @abstractmethod
     def after_fork(self) -> None:
         """In a forked child: let go of what is shared with the parent, without a word to the other side. Not usable after."""
+
+
+def _kept(call: Callable[[], T]) -> Promise[T]:
+    """What a call has brought, as a promise that is settled."""
+    try:
+        return Promise.of(call())
+    except Error as error:
+        promise: Promise[T] = Promise()
+        promise.reject(error)
+        return promise

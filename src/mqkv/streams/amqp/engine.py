@@ -35,6 +35,8 @@ GRACE = 0.6
 class AmqpEngine(Engine):
     """Streams on a broker. Thread-safe. One connection and one I/O thread, from the first use on."""
 
+    exact = False
+
     def __init__(self, url: URL, *, logger: logging.Logger | None = None) -> None:
         self.url = url
         self._log = Log(logger)
@@ -48,14 +50,29 @@ class AmqpEngine(Engine):
         return f"<AmqpEngine {self.url} {state}>"
 
     def declare(self, stream: str, max_age: int | None, timeout: float) -> None:
-        self._ask(stream, timeout, lambda session, left: reads.declare(session, stream, max_age, self._replicas))
-        self._log(logging.INFO, "declare", stream=stream, max_age=max_age)
+        self._waited(self.begin_declare(stream, max_age, timeout), stream, timeout)
 
     def delete(self, stream: str, timeout: float) -> None:
-        self._ask(stream, timeout, lambda session, left: reads.delete(session, stream))
-        self._log(logging.INFO, "delete", stream=stream)
+        self._waited(self.begin_delete(stream, timeout), stream, timeout)
 
     def last(self, stream: str, timeout: float) -> Delivery | None:
+        return self._waited(self.begin_last(stream, timeout), stream, timeout)
+
+    def begin_declare(self, stream: str, max_age: int | None, timeout: float) -> Promise[None]:
+        async def declare(session: Session, left: float) -> None:
+            await reads.declare(session, stream, max_age, self._replicas)
+            self._log(logging.INFO, "declare", stream=stream, max_age=max_age)
+
+        return self._ask(stream, timeout, declare)
+
+    def begin_delete(self, stream: str, timeout: float) -> Promise[None]:
+        async def delete(session: Session, left: float) -> None:
+            await reads.delete(session, stream)
+            self._log(logging.INFO, "delete", stream=stream)
+
+        return self._ask(stream, timeout, delete)
+
+    def begin_last(self, stream: str, timeout: float) -> Promise[Delivery | None]:
         def read(session: Session, left: float) -> Awaitable[Delivery | None]:
             return reads.newest(session, stream, self._link.later, max(left, min(timeout, EMPTY_AFTER)))
 
@@ -79,12 +96,15 @@ class AmqpEngine(Engine):
 
     # Callers' threads
 
-    def _ask(self, stream: str, timeout: float, question: Callable[[Session, float], Awaitable[T]]) -> T:
-        """Have the I/O thread ask the broker, and wait for the answer."""
+    def _ask(self, stream: str, timeout: float, question: Callable[[Session, float], Awaitable[T]]) -> Promise[T]:
+        """Have the I/O thread ask the broker."""
         self._link.check()
         promise: Promise[T] = Promise()
         deadline = time.monotonic() + timeout
         self._link.call(lambda: spawn(self._answer(promise, deadline, stream, question)))
+        return promise
+
+    def _waited(self, promise: Promise[T], stream: str, timeout: float) -> T:
         if not promise.wait(timeout + GRACE):
             # No connection at all is told by the I/O thread, so there was one, and it is silent.
             raise ReadTimeout(f"the broker did not answer within {timeout:g} s about stream {stream}")

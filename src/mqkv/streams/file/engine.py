@@ -41,6 +41,8 @@ UNOPENED = (0,)
 class FileEngine(Engine):
     """Streams in a folder. Thread-safe, and safe to share between processes of one machine (not on a network file system)."""
 
+    blocks = True
+
     def __init__(self, url: URL, *, logger: logging.Logger | None = None) -> None:
         self.url = url
         self.signal = UNOPENED

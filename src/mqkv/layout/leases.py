@@ -1,0 +1,145 @@
+"""Leases that this process holds: one thread renews them while the process lives, whatever its other threads do.
+
+A lease is good until its ttl has passed since the last renewal that the log has taken was *sent*; who waits for the lock counts
+from when it *hears* the renewal, which is later. So a holder knows that it has lost a lease before anybody else may have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from mqkv.errors import Error
+from mqkv.fold import Lock
+from mqkv.ids import new_id
+from mqkv.logfmt import Log
+from mqkv.record import Record, to_message
+from mqkv.streams.base import Promise
+
+if TYPE_CHECKING:
+    from mqkv.table import Table
+
+#: A lease is renewed when so much of its ttl has passed, and tried again that often where that fails.
+RENEW, RETRY = 1 / 3, 1 / 20
+
+
+class Lease:
+    """A lock that this process holds, as far as it knows. Thread-safe."""
+
+    def __init__(self, table: Table, name: str, owner: str, holder: object, ttl: float, token: int, sent: float) -> None:
+        self.table = table
+        self.name = name
+        self.owner = owner
+        self.holder = holder  #: the thread or task that asked
+        self.ttl = ttl
+        self.token = token
+        self.good_until = sent + ttl
+        self.due = sent + ttl * RENEW
+        self.lost = False
+
+    @property
+    def good(self) -> bool:
+        return not self.lost and time.monotonic() < self.good_until
+
+    def on_change(self, held: Lock | None, heard: float) -> None:
+        if held is None or held.holder.owner != self.owner:
+            self.lost = True
+
+    def record(self, op: str) -> Record:
+        return Record(op, self.name, id=new_id(), args={"owner": self.owner})
+
+
+class Leases:
+    """The leases of a keyspace."""
+
+    def __init__(self, name: str, log: Log) -> None:
+        self._name = name
+        self._log = log
+        self._changed = threading.Condition()
+        self._leases: list[Lease] = []
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def held_by(self, name: str, holder: object) -> bool:
+        """Whether this thread or task holds the lock already."""
+        with self._changed:
+            return any(lease.name == name and lease.holder == holder and lease.good for lease in self._leases)
+
+    def add(self, lease: Lease) -> None:
+        """Keep a lease until it is removed or lost."""
+        lease.table.listen(lease.name, lease.on_change)
+        with self._changed:
+            self._leases.append(lease)
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name=f"mqkv-leases-{self._name}", daemon=True)
+                self._thread.start()
+            if lease is min(self._leases, key=lambda each: each.due):
+                self._changed.notify_all()
+
+    def remove(self, lease: Lease) -> None:
+        lease.table.unlisten(lease.name, lease.on_change)
+        with self._changed:
+            if lease in self._leases:
+                self._leases.remove(lease)
+
+    def close(self) -> None:
+        """Let go of what is held."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread, leases = self._thread, list(self._leases)
+        under_way: list[Promise[int]] = []
+        for lease in leases:
+            self.remove(lease)
+            with contextlib.suppress(Error):
+                under_way.append(lease.table.tail.append(to_message(lease.record("unlock"), shared=True), 1.0))
+        for promise in under_way:
+            promise.wait(1.0)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(5)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                now = time.monotonic()
+                due = [lease for lease in self._leases if lease.due <= now]
+                if not due:
+                    # An idle thread is cheaper than one a lock.
+                    self._changed.wait(min((lease.due for lease in self._leases), default=now + 3600) - now)
+                    continue
+            for lease in due:
+                self._renew(lease, now)
+
+    def _renew(self, lease: Lease, now: float) -> None:
+        if not lease.good:
+            lease.lost = True
+            self._log(logging.WARNING, "lock", name=lease.name, status="lost")
+            self.remove(lease)
+            return
+        lease.due = now + lease.ttl * RETRY
+        record = lease.record("renew")
+        assert record.id is not None
+        table, id = lease.table, record.id
+        message = to_message(record, shared=True)
+        table.expect(id, message, record)
+        try:
+            promise = table.tail.append(message, lease.ttl)
+        except Error:
+            table.take(id)
+            return
+
+        def settled(promise: Promise[int]) -> None:
+            outcome = table.take(id)
+            if promise.error() is None and outcome is not None:
+                if outcome.done:
+                    lease.good_until = now + lease.ttl
+                    lease.due = now + lease.ttl * RENEW
+                else:
+                    lease.lost = True
+
+        promise.then(settled)

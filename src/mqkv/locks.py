@@ -1,0 +1,73 @@
+"""Locks, as the log decides them. Pure.
+
+A lock is asked for by a ``lock`` record, whose id names the owner from then on; ``unlock``, ``renew`` and ``break`` name that
+owner. Whoever asks while it is held queues, in the order of the log. The record that grants a lock gives it its fencing token:
+the record's own offset.
+
+No clock is asked. A holder renews; a waiter that has heard nothing of the holder for the lease's whole ttl, by a clock that only
+measures, breaks the lease, and names the record by which it heard the holder last. If the holder has renewed meanwhile, that
+record is not its last, and the break does nothing. A holder counts its ttl from before it sends, a waiter from after it has
+heard: so the holder gives up before anybody can break its lease, however wrong the clocks on the wall are.
+"""
+
+from __future__ import annotations
+
+from mqkv.record import Record
+from mqkv.state import Lease, Lock, Outcome, State
+
+#: Who waits for one lock, at most.
+MAX_QUEUE = 10_000
+
+_DONE, _REFUSED = Outcome("lock"), Outcome("lock", done=False)
+
+
+def lock(state: State, offset: int, record: Record) -> Outcome | None:
+    """Take a lock that is free; else queue, if the record says ``wait``."""
+    ttl_ms, owner = record.args.get("ttl_ms"), record.id
+    if type(ttl_ms) is not int or ttl_ms < 1 or owner is None or not record.key:
+        return None
+    held = state.locks.get(record.key)
+    if held is None:
+        state.locks[record.key] = Lock(Lease(owner, offset, ttl_ms, offset), {})
+        return _DONE
+    if record.args.get("wait") is True and len(held.queue) < MAX_QUEUE:
+        held.queue[owner] = ttl_ms
+    return _REFUSED
+
+
+def unlock(state: State, offset: int, record: Record) -> Outcome:
+    """Let go of a lock that one holds, or of one's place in the queue."""
+    held, owner = state.locks.get(record.key), record.args.get("owner")
+    if held is None:
+        return _REFUSED
+    if held.holder.owner == owner:
+        _grant_next(state, offset, record.key, held)
+        return _DONE
+    return _REFUSED if held.queue.pop(str(owner), None) is None else _DONE
+
+
+def renew(state: State, offset: int, record: Record) -> Outcome:
+    """The holder lives."""
+    held = state.locks.get(record.key)
+    if held is None or held.holder.owner != record.args.get("owner"):
+        return _REFUSED
+    state.locks[record.key] = held._replace(holder=held.holder._replace(renewed=offset))
+    return _DONE
+
+
+def break_lease(state: State, offset: int, record: Record) -> Outcome:
+    """The holder was silent since the record at ``renewed``."""
+    held = state.locks.get(record.key)
+    if held is None or (held.holder.owner, held.holder.renewed) != (record.args.get("owner"), record.args.get("renewed")):
+        return _REFUSED
+    _grant_next(state, offset, record.key, held)
+    return _DONE
+
+
+def _grant_next(state: State, offset: int, name: str, held: Lock) -> None:
+    if not held.queue:
+        del state.locks[name]
+        return
+    owner = next(iter(held.queue))
+    ttl_ms = held.queue.pop(owner)
+    state.locks[name] = Lock(Lease(owner, offset, ttl_ms, offset), held.queue)

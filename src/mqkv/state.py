@@ -1,0 +1,160 @@
+"""What a fold knows: the cells of a table, its settings, log time, locks, remembered ids. Pure: no I/O, no clock, no thread."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import MutableMapping, Sequence
+from typing import NamedTuple
+
+from cachetools import FIFOCache
+
+from mqkv.record import Record
+
+ID_WINDOW = 10_000
+_MARGIN_MS = 60_000
+
+
+class Cell(NamedTuple):
+    """What is known of a key: its newest value as it stands in the log."""
+
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None
+    revision: int
+    expires_ms: int | None
+    written_ms: int | None
+
+
+class Settings(NamedTuple):
+    """What the fold depends on besides the records; itself a record of the stream."""
+
+    max_entries: int | None = None
+    id_window: int = ID_WINDOW
+
+
+class Lease(NamedTuple):
+    """A lock that is held."""
+
+    owner: str  #: the id of the record that asked for it
+    token: int  #: the offset of the record that granted it: the fencing token
+    ttl_ms: int  #: how long its holder may be silent
+    renewed: int  #: the offset of the record by which the holder was heard last
+
+
+class Lock(NamedTuple):
+    """A lock that is held, and who waits for it: owner -> ttl, in the order in which they asked."""
+
+    holder: Lease
+    queue: dict[str, int]
+
+
+class Outcome(NamedTuple):
+    """What a record did."""
+
+    kind: str  #: ``set`` or ``delete`` a key, ``batch`` of changes, ``clear`` all, ``lock``, or ``none``
+    found: bool = False  #: whether the key had a value before
+    done: bool = True  #: whether the operation's condition held
+    cell: Cell | None = None  #: what the operation made, or took away
+    keys: Sequence[str] = ()  #: those of a batch
+    hits: int = 0  #: how many of those had a value before
+    why: str = ""  #: why an operation could not be done, where its condition held
+
+
+class State:
+    """A table: the fold of the records so far. Not thread-safe.
+
+    ``single``: of a stream that holds one key. There a plain set or delete makes all that came before it matter no more, log
+    time included, so that a fold may begin at one.
+    """
+
+    def __init__(self, *, single: bool = False) -> None:
+        self.single = single
+        self.cells: MutableMapping[str, Cell] = {}
+        self.settings = Settings()
+        self.settled = False  #: whether a settings record was seen
+        self.log_time = 0
+        self.locks: dict[str, Lock] = {}
+        self.removed: list[str] = []  #: keys that were dropped or evicted since the caller last looked and cleared
+        self._ids: set[str] = set()
+        self._id_order: deque[str | None] = deque()
+        self._expiries: list[tuple[int, str, int]] = []
+
+    def is_repeat(self, id: str | None) -> bool:
+        """Whether a record with this id was seen; remembers it."""
+        order = self._id_order
+        if id is not None:
+            if id in self._ids:
+                return True
+            self._ids.add(id)
+        order.append(id)
+        if len(order) > self.settings.id_window:
+            old = order.popleft()
+            if old is not None:
+                self._ids.discard(old)
+        return False
+
+    def knows(self, id: str | None) -> bool:
+        """Whether a record with this id was seen lately."""
+        return id in self._ids
+
+    def put(self, key: str, cell: Cell) -> None:
+        self.cells[key] = cell
+        if cell.expires_ms is not None:
+            heapq.heappush(self._expiries, (_gone_at(cell), key, cell.revision))
+            self.advance(self.log_time)  # a writer whose clock is far behind may write what is gone already
+
+    def begin_again(self, record: Record) -> None:
+        """In the stream of one key: what came before this plain set or delete matters no more."""
+        if self.single and not record.retry:
+            self.log_time = record.written_ms or 0
+
+    def advance(self, time_ms: int) -> None:
+        """Move log time on, and drop what is expired for everybody."""
+        self.log_time = time_ms
+        expiries = self._expiries
+        while expiries and expiries[0][0] <= time_ms:
+            _, key, revision = heapq.heappop(expiries)
+            cell = self.cells.get(key)
+            if cell is not None and cell.revision == revision:
+                del self.cells[key]
+                self.removed.append(key)
+
+    def live(self, key: str, record: Record) -> Cell | None:
+        """The cell of a key as ``record`` finds it: None if absent or expired by then."""
+        cell = self.cells.get(key)
+        if cell is None or cell.expires_ms is None:
+            return cell
+        time_ms = self.log_time if record.written_ms is None else record.written_ms
+        return None if time_ms >= cell.expires_ms else cell
+
+    def bound(self, settings: Settings) -> None:
+        """Take over settings; what no longer fits is evicted, the oldest write first."""
+        self.settings = settings
+        cells: MutableMapping[str, Cell] = {} if settings.max_entries is None else _Bounded(settings.max_entries, self.removed)
+        for key, cell in sorted(self.cells.items(), key=lambda item: item[1].revision):  # a dict keeps the order of first writes
+            cells[key] = cell
+        self.cells = cells
+        while len(self._id_order) > settings.id_window:
+            old = self._id_order.popleft()
+            if old is not None:
+                self._ids.discard(old)
+
+
+class _Bounded(FIFOCache[str, Cell]):
+    """A bounded mapping that evicts in the order of the writes, and tells what it evicted."""
+
+    def __init__(self, maxsize: int, evicted: list[str]) -> None:
+        super().__init__(maxsize)
+        self._evicted = evicted
+
+    def popitem(self) -> tuple[str, Cell]:
+        key, cell = super().popitem()
+        self._evicted.append(key)
+        return key, cell
+
+
+def _gone_at(cell: Cell) -> int:
+    assert cell.expires_ms is not None
+    ttl = 0 if cell.written_ms is None else cell.expires_ms - cell.written_ms
+    return cell.expires_ms + max(_MARGIN_MS, ttl // 10)
