@@ -137,7 +137,7 @@ class Table:
 
     def unlisten(self, name: str, listener: LockListener) -> None:
         with self._lock:
-            left = [other for other in self._listeners.get(name, ()) if other is not listener]
+            left = [other for other in self._listeners.get(name, ()) if other != listener]
             if left:
                 self._listeners[name] = left
             else:
@@ -185,7 +185,7 @@ class Table:
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         with self._lock:
-            self._subscribers = tuple(other for other in self._subscribers if other is not subscriber)
+            self._subscribers = tuple(other for other in self._subscribers if other != subscriber)
 
     def hand_over(self, other: Table) -> None:
         """Have ``other`` tell our subscribers from now on."""

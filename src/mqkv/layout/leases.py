@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: A lease is renewed when so much of its ttl has passed, and tried again that often where that fails.
 RENEW, RETRY = 1 / 3, 1 / 20
+#: Seconds between two looks at nothing.
+IDLE = 3600.0
 
 
 class Lease:
@@ -62,6 +64,7 @@ class Leases:
         self._leases: list[Lease] = []
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._wakes = 0.0  #: when the thread looks again by itself
 
     def held_by(self, name: str, holder: object) -> bool:
         """Whether this thread or task holds the lock already."""
@@ -76,7 +79,7 @@ class Leases:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name=f"mqkv-leases-{self._name}", daemon=True)
                 self._thread.start()
-            if lease is min(self._leases, key=lambda each: each.due):
+            if lease.due < self._wakes:
                 self._changed.notify_all()
 
     def remove(self, lease: Lease) -> None:
@@ -109,8 +112,10 @@ class Leases:
                 now = time.monotonic()
                 due = [lease for lease in self._leases if lease.due <= now]
                 if not due:
-                    # An idle thread is cheaper than one a lock.
-                    self._changed.wait(min((lease.due for lease in self._leases), default=now + 3600) - now)
+                    # An idle thread is cheaper than one a lock, and one wake-up too many than one a lock.
+                    self._wakes = min((lease.due for lease in self._leases), default=now + IDLE)
+                    self._changed.wait(self._wakes - now)
+                    self._wakes = 0.0
                     continue
             for lease in due:
                 self._renew(lease, now)
