@@ -1,5 +1,6 @@
 """A key-value store on the streams of a message broker, or in a file, or in memory."""
 
+from mqkv.aio import AsyncLock, AsyncStore, AsyncWatch
 from mqkv.codecs import Codec, DefaultCodec, KeyedCodec
 from mqkv.errors import (
     Closed,
@@ -35,6 +36,9 @@ from mqkv.watch import Change, Watch
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncLock",
+    "AsyncStore",
+    "AsyncWatch",
     "Change",
     "Closed",
     "Codec",

@@ -63,6 +63,7 @@ class _Nowhere:
     cells = NOTHING
     signal = (0,)
     seen = 0
+    blocks = True  # the first call after a fork may open what it needs
 
 
 NOWHERE: Any = _Nowhere()

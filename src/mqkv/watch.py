@@ -140,10 +140,14 @@ class Watch:
         """What is to be let go of when the watch ends."""
         self._on_close.append(callback)
 
+    def notify(self, on_event: Callable[[], object]) -> None:
+        """Call ``on_event``, which must be quick, whenever there may be something to ``get``, and now."""
+        self._on_event = on_event
+        on_event()
+
     def call(self, callback: Callable[[Change], object], dispatcher: Dispatcher) -> None:
         """Hand each change to ``callback`` in the dispatcher's thread."""
-        self._on_event = lambda: dispatcher.ready(self, callback)
-        self._on_event()
+        self.notify(lambda: dispatcher.ready(self, callback))
 
 
 class Dispatcher:

@@ -91,9 +91,12 @@ class Keyspace(ABC):
     #: Changes when another process may have written (engines of files); ``seen`` is its value at the last look.
     signal: Sequence[int] = (0,)
     seen: int = 0
+    #: Whether its engine may wait in the caller's thread.
+    blocks: bool = False
 
     def __init__(self, engine: Engine, options: Options, log: Log, name: str) -> None:
         self.engine = engine
+        self.blocks = engine.blocks
         self.options = options
         self.log = log
         self.unconfirmed = Unconfirmed(log)

@@ -120,6 +120,12 @@ class Promise(Generic[T]):
                 return
         callback(self)
 
+    def forget(self, callback: Callable[[Promise[T]], object]) -> None:
+        """Don't call ``callback`` any more."""
+        with Promise._mutex:
+            if self._callbacks is not None and callback in self._callbacks:
+                self._callbacks.remove(callback)
+
     def done(self) -> bool:
         return self._done
 
