@@ -16,11 +16,12 @@ from typing import Any, Literal, TypeVar, overload
 
 from mqkv import check
 from mqkv.codecs import DEFAULT, Codec, KeyedCodec
-from mqkv.core import ABSENT, Core, Entry
+from mqkv.core import ABSENT, Entry
 from mqkv.lock import _OWN, LockCore
 from mqkv.streams.base import Promise
 from mqkv.waiting import Wait, Waiting
 from mqkv.watch import Change, Watch
+from mqkv.writes import Verbs
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ THREADS = 4
 UNDER_WAY = 1_024
 
 
-class AsyncStore(Core):
+class AsyncStore(Verbs):
     """A key-value store on streams, for asyncio. Takes the options of :class:`mqkv.Store`, and shares its connections and tables.
 
     ``async with mqkv.AsyncStore(url) as store: await store.set("k", "v")``. Each method means and raises what its namesake of

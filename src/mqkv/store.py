@@ -10,18 +10,19 @@ from typing import Any, Literal, TypeVar, overload
 
 from mqkv import check
 from mqkv.codecs import DEFAULT, Codec, KeyedCodec
-from mqkv.core import ABSENT, Core, Entry
+from mqkv.core import ABSENT, Entry
 from mqkv.errors import InvalidKey
 from mqkv.lock import Lock
 from mqkv.waiting import run
 from mqkv.watch import Change, Watch
+from mqkv.writes import Verbs
 
 __all__ = ["Entry", "Store"]
 
 T = TypeVar("T")
 
 
-class Store(Core):
+class Store(Verbs):
     """A key-value store on streams. Thread-safe, and safe to use after a fork.
 
     ``url`` is ``amqp://user:password@host:port/vhost``, ``amqps://...``, ``file:///folder`` or ``memory://``. Nothing is

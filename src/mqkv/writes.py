@@ -1,0 +1,210 @@
+"""What a store writes; see ``core``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mqkv import check, number
+from mqkv.batch import Batch, of_deletes, of_sets, pack
+from mqkv.core import ABSENT, MAX_VALUE
+from mqkv.errors import (
+    InvalidOption,
+    InvalidValue,
+    KeyNotFound,
+    NotANumber,
+    OutcomeUnknown,
+    StreamMissing,
+    ValueTooLarge,
+    WriteTimeout,
+)
+from mqkv.fold import Outcome
+from mqkv.ids import new_id
+from mqkv.reads import Reads
+from mqkv.record import Record
+from mqkv.streams.base import HeaderValue
+from mqkv.waiting import wait
+
+
+class Verbs(Reads):
+    """All verbs: those of :class:`mqkv.reads.Reads`, and those that write."""
+
+    async def _set(self, key: str, value: object, ttl: float | None) -> int:
+        record, max_age = self._valued("set", key, value, ttl)
+        revision, _ = await self._open_keyspace().write(record, self._write_timeout, confirm=self._confirm, max_age=max_age)
+        if self._log.debugging:
+            self._log.debug("set", key=key, ttl=ttl, revision=revision)
+        return revision
+
+    async def _add(self, key: str, value: object, ttl: float | None) -> bool:
+        record, max_age = self._valued("add", key, value, ttl)
+        return (await self._decide(record, max_age=max_age)).done
+
+    async def _compare_and_set(self, key: str, value: object, revision: int | None, ttl: float | None) -> bool:
+        _check_revision(revision)
+        args: dict[str, HeaderValue] = {} if revision is None else {"revision": revision}
+        record, max_age = self._valued("compare_and_set", key, value, ttl)
+        outcome = await self._decide(record._replace(args=args), max_age=max_age, create=revision is None)
+        return outcome.done
+
+    async def _incr(self, key: str, delta: float, initial: float | None, ttl: float | None) -> int | float:
+        args: dict[str, HeaderValue] = {"delta": _number("delta", delta)}
+        if initial is not None:
+            args["initial"] = _number("initial", initial)
+        elif ttl is not None:
+            raise InvalidOption("a ttl is for the value that initial makes: give both, or touch the key")
+        now, expires_ms = self._times(ttl)
+        record = Record("incr", self._key(key), expires_ms=expires_ms, written_ms=now, id=new_id(), args=args)
+        outcome = await self._decide(record, max_age=_max_age(ttl), create=initial is not None)
+        if outcome.cell is None:
+            if outcome.why:
+                raise NotANumber(f"the value of key {key!r} {outcome.why}: nothing was changed")
+            raise KeyNotFound(f"key {key!r} has no value to add to: pass initial= to begin with one")
+        total = number.read(outcome.cell)
+        assert total is not None
+        return total
+
+    async def _touch(self, key: str, ttl: float | None) -> bool:
+        now, expires_ms = self._times(ttl)
+        record = Record("touch", self._key(key), expires_ms=expires_ms, written_ms=now, id=new_id())
+        return (await self._decide(record, create=False)).done
+
+    async def _pop(self, key: str, default: Any) -> Any:
+        outcome = await self._decide(Record("pop", self._key(key), written_ms=self._now(), id=new_id()), create=False)
+        value = ABSENT if outcome.cell is None else self._value(key, outcome.cell, ABSENT, expired=True)
+        if value is not ABSENT:
+            return value
+        if default is ABSENT:
+            raise KeyNotFound(f"key {key!r} has no value")
+        return default
+
+    async def _delete(self, key: str, revision: int | None) -> bool:
+        key = self._key(key)
+        if revision is not None:
+            _check_revision(revision)
+            record = Record("delete_if", key, written_ms=self._now(), id=new_id(), args={"revision": revision})
+            return (await self._decide(record, create=False)).done
+        keyspace = self._open_keyspace()
+        known = keyspace.peek(key) is not None
+        record = Record("delete", key, written_ms=self._now(), id=new_id())
+        try:
+            _, outcome = await keyspace.write(record, self._write_timeout, confirm=self._confirm, create=False)
+        except StreamMissing:
+            return False
+        if self._log.debugging:
+            self._log.debug("delete", key=key)
+        return known if outcome is None else outcome.found
+
+    async def _get_or_set(self, key: str, default: object, ttl: float | None) -> Any:
+        value = await self._read(key, ABSENT, False)
+        if value is not ABSENT:
+            return value
+        value = default() if callable(default) else default
+        if await self._add(key, value, ttl):
+            return value
+        return await self._read(key, value, False)
+
+    async def _set_many(self, mapping: Mapping[str, object], ttl: float | None) -> None:
+        max_age = _max_age(ttl)
+        now, expires_ms = self._times(ttl)
+        encoded = [(self._key(key), *self._encode(key, value)) for key, value in mapping.items()]
+        if not encoded:
+            return
+        keyspace = self._open_keyspace()
+        if self._shared and self._pack:
+            record = self._packed("set_many", of_sets(encoded))._replace(expires_ms=expires_ms, written_ms=now)
+            await keyspace.write(record, self._write_timeout, confirm=self._confirm)
+        else:
+            records = [Record("set", key, body, kind, None, expires_ms, now, new_id()) for key, body, kind in encoded]
+            await keyspace.write_all(records, self._write_timeout, confirm=self._confirm, max_age=max_age)
+        if self._log.debugging:
+            self._log.debug("set_many", keys=len(encoded), ttl=ttl)
+
+    async def _delete_many(self, keys: Iterable[str]) -> int:
+        wanted = list(dict.fromkeys(self._key(key) for key in keys))
+        if not wanted:
+            return 0
+        keyspace = self._open_keyspace()
+        known = sum(keyspace.peek(key) is not None for key in wanted)
+        if self._shared and self._pack:
+            record = self._packed("delete_many", of_deletes(wanted))
+            try:
+                _, outcome = await keyspace.write(record, self._write_timeout, confirm=self._confirm, create=False)
+            except StreamMissing:
+                return 0
+            return known if outcome is None else outcome.hits
+        now = self._now()
+        records = [Record("delete", key, written_ms=now, id=new_id()) for key in wanted]
+        outcomes = await keyspace.write_all(records, self._write_timeout, confirm=self._confirm, create=False)
+        return sum(outcome is not None and outcome.found for outcome in outcomes) if self._confirm else known
+
+    async def _clear(self, prefix: str) -> None:
+        args: dict[str, HeaderValue] = {"prefix": check.key_text(prefix, "prefix")} if prefix != "" else {}
+        record = Record("clear", "", written_ms=self._now(), id=new_id(), args=args)
+        await self._open_keyspace().clear(record, self._write_timeout)
+        self._log.debug("clear")
+
+    async def _sync(self) -> None:
+        await self._open_keyspace().sync(self._read_timeout)
+
+    async def _purge(self) -> None:
+        await self._open_keyspace().purge(self._write_timeout)
+        self._log(logging.INFO, "purge", prefix=self._prefix)
+
+    async def _flush(self, timeout: float | None) -> None:
+        timeout = self._write_timeout if timeout is None else timeout
+        if not await wait(self._open_keyspace().unconfirmed.settled(), timeout):
+            raise WriteTimeout(f"unconfirmed writes were still under way after {timeout:g} s")
+
+    # Records
+
+    async def _decide(self, record: Record, *, max_age: int | None = None, create: bool = True) -> Outcome:
+        """Append a conditional operation, and learn how it was decided at its place in the log."""
+        try:
+            _, outcome = await self._open_keyspace().write(
+                record, self._write_timeout, confirm=True, max_age=max_age, create=create
+            )
+        except StreamMissing:
+            if create:
+                raise
+            return Outcome("none", done=False)
+        if outcome is None:
+            raise OutcomeUnknown(f"the log was rewritten while {record.op} of key {record.key!r} was under way: read, and decide")
+        if self._log.debugging:
+            self._log.debug(record.op, key=record.key, done=outcome.done)
+        return outcome
+
+    def _valued(self, op: str, key: str, value: object, ttl: float | None) -> tuple[Record, int | None]:
+        """A record that carries a value, and the ``max_age`` of a stream that is made for it."""
+        key = self._key(key)
+        now, expires_ms = self._times(ttl)
+        body, content_type = self._encode(key, value)
+        return Record(op, key, body, content_type, None, expires_ms, now, new_id()), _max_age(ttl)
+
+    def _packed(self, op: str, batch: Batch) -> Record:
+        body = pack(batch) if sum(map(len, batch.bodies)) <= MAX_VALUE else None
+        if body is None or len(body) > MAX_VALUE:
+            raise ValueTooLarge(
+                f"a batch of {len(batch.keys)} keys takes more than {MAX_VALUE} bytes: a batch is one record, so split it"
+            )
+        return Record(op, "", body, written_ms=self._now(), id=new_id(), batch=batch)
+
+
+def _max_age(ttl: float | None) -> int | None:
+    return None if ttl is None else math.ceil(ttl)
+
+
+def _check_revision(revision: object) -> None:
+    if revision is not None and (type(revision) is not int or not 0 <= revision < 2**63):
+        raise InvalidOption(f"a revision is what set or entry gave, not {revision!r}")
+
+
+def _number(what: str, value: object) -> HeaderValue:
+    if type(value) not in (int, float):
+        raise InvalidValue(f"{what} must be an int or a float, not {type(value).__name__}")
+    assert isinstance(value, (int, float))
+    if number.render(value) is None:
+        raise InvalidValue(f"{what} must be finite and fit 64 bits")
+    return number.to_header(value)
