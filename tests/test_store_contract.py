@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from mqkv.testing import StoreContract
+from mqkv.testing import OperationsContract, StoreContract
 
 
-class TestMemory(StoreContract):
+class TestMemory(StoreContract, OperationsContract):
     @pytest.fixture
     def url(self, prefix: str) -> str:
         return f"memory://{prefix}"
 
 
-class TestFile(StoreContract):
+class TestFile(StoreContract, OperationsContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"file://{tmp_path}/kv"
@@ -25,7 +25,7 @@ class TestFile(StoreContract):
         return f"{url}?sync=full"
 
 
-class TestAmqp(StoreContract):
+class TestAmqp(StoreContract, OperationsContract):
     @pytest.fixture
     def url(self, broker: object) -> str:
         return str(broker.url)  # type: ignore[attr-defined]

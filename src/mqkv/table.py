@@ -112,6 +112,13 @@ class Table:
     def is_pending(self, key: str) -> bool:
         return key in self._pending
 
+    def is_determined(self) -> bool:
+        """Whether a table that is loaded knows the state of its key. One that found nothing has begun at the beginning."""
+        with self._lock:
+            if self.position < 0:
+                self.whole = self.determined = True
+            return self.determined
+
     def reach(self, offset: int) -> Promise[None]:
         """Settled when the record at ``offset`` has been folded."""
         promise: Promise[None] = Promise()

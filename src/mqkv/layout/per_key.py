@@ -269,7 +269,7 @@ class PerKeyKeyspace(Keyspace):
         """The table, loaded; folded from the beginning of the stream where its end alone does not tell."""
         if not table.tail.ready.done() or table.tail.ready.error() is not None:
             await loaded(table, timeout)
-        if table.determined or table.position < 0:
+        if table.is_determined():
             return table
         whole = await loaded(self._begin(key, Start.FIRST), timeout)
         with self._lock:
@@ -361,10 +361,12 @@ class PerKeyKeyspace(Keyspace):
             except StreamMissing:
                 if not create:
                     raise
-                return (await self._make([key], max_age, timeout))[key]
-            if create:
-                await self._list([key], timeout)
-        return await self._complete(key, table, timeout) if confirm and record.op != "set" else table
+                table = (await self._make([key], max_age, timeout))[key]
+            else:
+                if create:
+                    await self._list([key], timeout)
+        # A table from the stream's first record on decides rightly while it still loads.
+        return await self._complete(key, table, timeout) if confirm and record.op != "set" and not table.whole else table
 
     async def _make(self, keys: Sequence[str], max_age: int | None, timeout: float) -> dict[str, Table]:
         """The tables of keys that had no stream."""
