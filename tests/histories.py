@@ -153,8 +153,8 @@ class Client:
             result = KEY_NOT_FOUND
         except mqkv.NotANumber:
             result = NOT_A_NUMBER
-        except mqkv.OutcomeUnknown:
-            how = "unknown"
+        except mqkv.OutcomeUnknown as error:
+            how, result = "unknown", repr(error)
         except (mqkv.ConnectionFailed, mqkv.WriteTimeout, mqkv.ReadTimeout) as error:
             how, result = "refused", repr(error)
         self._note(how, result, self._clock.last_ms, time.monotonic_ns())
