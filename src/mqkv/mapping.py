@@ -17,7 +17,8 @@ class StreamDict(MutableMapping[str, Any]):
 
     Made from a URL (the shared layout, unless told otherwise; options are those of :class:`mqkv.Store`), or from a store, which
     stays open when the dict is closed. Iteration, views and ``==`` work on the keys of one moment. A value that was changed in
-    place must be set again. ``pop`` and ``setdefault`` read, then write: another process may come between.
+    place must be set again. ``pop`` and ``setdefault`` are one step each, whoever else writes; ``update`` is one, too, in the shared
+    layout.
     """
 
     def __init__(self, place: str | Store, **options: Any) -> None:
@@ -78,6 +79,23 @@ class StreamDict(MutableMapping[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         return self._store.get(key, default)
+
+    def pop(self, key: str, default: Any = _ABSENT) -> Any:
+        """Take a value away: of all who try at once, one gets it."""
+        return self._store.pop(key) if default is _ABSENT else self._store.pop(key, default)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The value; where there is none, ``default``, unless another was quicker."""
+        while True:
+            value = self._store.get(key, _ABSENT)
+            if value is not _ABSENT:
+                return value
+            if self._store.add(key, default):
+                return default
+
+    def update(self, other: Any = (), /, **more: Any) -> None:
+        """Set many keys, as one batch in the shared layout."""
+        self._store.set_many(dict(other, **more))
 
     def discard(self, key: str) -> None:
         """Delete a key that may be there or not, without asking."""
