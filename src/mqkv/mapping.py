@@ -17,7 +17,7 @@ class StreamDict(MutableMapping[str, Any]):
 
     Made from a URL (the shared layout, unless told otherwise; options are those of :class:`mqkv.Store`), or from a store, which
     stays open when the dict is closed. Iteration, views and ``==`` work on the keys of one moment. A value that was changed in
-    place must be set again. ``pop`` and ``setdefault`` are one step each, whoever else writes; ``update`` is one, too, in the shared
+    place must be set again. ``pop`` and ``setdefault`` are one step each, whoever else writes; so is ``update`` in the shared
     layout.
     """
 
