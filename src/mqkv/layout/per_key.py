@@ -206,6 +206,8 @@ class PerKeyKeyspace(Keyspace):
             if record.retry or record.op not in ("set", "delete"):
                 # Its meaning depends on what stands before it: ask the fold, which is kept for the next time.
                 table = await self._open(key, timeout)
+                if self.engine.exact:
+                    self.catch_up()
                 await reached(table, offset, timeout)
                 return (await self._complete(key, table, timeout)).read(key)
         except StreamMissing:
