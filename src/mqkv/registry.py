@@ -72,7 +72,7 @@ class Place:
         self._shared = layout == "shared"
         self._stream = queue_name(prefix, name) if self._shared else None
         # A codec may be an object without a hash; while the keyspace lives, so does the codec, and with it its id.
-        self._key = (url, prefix, layout, self._stream, id(options.codec), *options[1:])
+        self._key = (url, prefix, layout, self._stream, id(options.codec.codec), *options[1:])
 
     def acquire(self) -> Keyspace:
         """The shared keyspace, made if need be. Connects to nothing."""

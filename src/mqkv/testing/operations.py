@@ -302,6 +302,18 @@ class OperationsContract(StoreFixtures):
         store.incr("n", 5)
         assert store.history("n") == [1, 2, 7]
 
+    def test_stores_that_are_opened_alike_share_tables(self, make: MakeStore) -> None:
+        one, two = make(), make()
+        one.preload("k")
+        one.set("k", 1)
+        assert two.peek("k") == 1
+
+    def test_an_uncached_read_sees_what_another_has_counted(self, store: mqkv.Store, other: mqkv.Store) -> None:
+        for number in range(1, 20):
+            who, reader = (store, other) if number % 2 else (other, store)
+            assert who.incr("k", initial=0) == number
+            assert reader.get("k", fresh=True) == number
+
     # Barriers, errors, lives
 
     def test_sync(self, store: mqkv.Store, other: mqkv.Store) -> None:
