@@ -259,7 +259,7 @@ def collect(folder: Path) -> History:
     for path in sorted(folder.glob("*.jsonl")):
         client, lines = int(path.stem), [json.loads(line) for line in path.read_text().splitlines()]
         calls = 0
-        for line, next_line in zip(lines, [*lines[1:], None], strict=True):
+        for line, next_line in zip(lines, [*lines, None][1:], strict=True):
             if line[0] == "local":
                 _, key, revision, value, at = line
                 history.local.append(Local(client, key, revision, value, at, calls))
