@@ -11,6 +11,7 @@ import contextlib
 import random
 import threading
 from types import TracebackType
+from urllib.parse import urlsplit
 
 CHUNK = 65_536
 
@@ -18,10 +19,10 @@ CHUNK = 65_536
 class Cutter:
     """A context manager; ``url`` leads through it. ``cuts`` counts."""
 
-    def __init__(self, port: int, *, seed: int, bytes_between_cuts: int) -> None:
+    def __init__(self, url: str, *, seed: int, bytes_between_cuts: int) -> None:
         self.cuts = 0
-        self.port = 0
-        self._target = port
+        self._port = 0
+        self._target = urlsplit(url)
         self._rng = random.Random(seed)
         self._mean = bytes_between_cuts
         self._loop = asyncio.new_event_loop()
@@ -40,7 +41,8 @@ class Cutter:
 
     @property
     def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+        login, at, _ = self._target.netloc.rpartition("@")
+        return self._target._replace(netloc=f"{login}{at}127.0.0.1:{self._port}").geturl()
 
     def _run(self) -> None:
         try:
@@ -50,7 +52,7 @@ class Cutter:
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._proxy, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+        self._port = server.sockets[0].getsockname()[1]
         self._started.set()
         await self._stopping.wait()
         server.close()
@@ -73,7 +75,7 @@ class Cutter:
         pumps: list[asyncio.Task[None]] = []
         try:
             with contextlib.suppress(OSError):
-                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+                far_reader, far_writer = await asyncio.open_connection(self._target.hostname, self._target.port or 5672)
                 writers.append(far_writer)
                 pumps = [asyncio.ensure_future(pump(reader, far_writer)), asyncio.ensure_future(pump(far_reader, writer))]
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)

@@ -140,7 +140,8 @@ class Client:
             entry = self._store.entry(key)
         except mqkv.Error as error:
             return error
-        self._note("local", key, *((entry.revision, entry.value) if entry else (None, None)))
+        at = time.monotonic_ns()
+        self._note("local", key, *((entry.revision, entry.value) if entry else (None, None)), at)
         return entry
 
     def _call(self, key: str, operation: str, argument: Any, work: Callable[[], Any]) -> bool:
@@ -226,7 +227,8 @@ class Noted(NamedTuple):
     call: Call
     refused: bool
     after_ms: int  #: its records carry a time later than this ...
-    until_ms: float  #: ... and not later than this
+    until_ms: int  #: ... and not later than this
+    seconds: float  #: how long it took
 
 
 class Local(NamedTuple):
@@ -236,6 +238,7 @@ class Local(NamedTuple):
     key: str
     revision: int | None
     value: Any
+    at: int  #: when it had its answer
     place: int  #: how many calls its client had noted before
 
 
@@ -256,10 +259,10 @@ def collect(folder: Path) -> History:
     for path in sorted(folder.glob("*.jsonl")):
         client, lines = int(path.stem), [json.loads(line) for line in path.read_text().splitlines()]
         calls = 0
-        for line, next_line in zip(lines, [*lines[1:], None], strict=True):
+        for line, next_line in zip(lines, [*lines, None][1:], strict=True):
             if line[0] == "local":
-                _, key, revision, value = line
-                history.local.append(Local(client, key, revision, value, calls))
+                _, key, revision, value, at = line
+                history.local.append(Local(client, key, revision, value, at, calls))
             elif line[0] == "call":
                 calls += 1
                 _, key, operation, argument, after_ms, called = line
@@ -267,7 +270,8 @@ def collect(folder: Path) -> History:
                 revision = result if operation == "set" and how == "told" else None
                 result = None if operation == "set" or how != "told" else result
                 call = Call(client, key, operation, argument, called, returned if how == "told" else None, result, revision)
-                history.noted.append(Noted(call, how == "refused", after_ms, until_ms))
+                seconds = 0.0 if returned is None else (returned - called) / 1e9
+                history.noted.append(Noted(call, how == "refused", after_ms, until_ms, seconds))
     return history
 
 
@@ -322,7 +326,7 @@ def place(history: History, log: Sequence[Logged]) -> tuple[list[Call], list[str
         else:
             offsets[number] = offset
     calls = []
-    for number, (call, refused, _, _) in enumerate(noted):
+    for number, (call, refused, *_) in enumerate(noted):
         if call.offset is not None and call.offset != offsets.get(number):
             problems.append(f"told another revision than that of its record, {offsets.get(number)}: {call}")
         if not refused:
@@ -331,13 +335,13 @@ def place(history: History, log: Sequence[Logged]) -> tuple[list[Call], list[str
 
 
 def local_problems(history: History, placed: Sequence[Call]) -> list[str]:
-    """Reads from memory that go back, that miss a write of their own client, or that show what the log does not."""
-    versions: dict[str, list[tuple[int, Any]]] = defaultdict(lambda: [(-1, None)])
+    """Reads from memory that go back, that miss a write of their own client, or that show what the log does not, or not yet."""
+    versions: dict[str, list[tuple[int, Any, int]]] = defaultdict(lambda: [(-1, None, 0)])
     for call in sorted((call for call in placed if call.offset is not None), key=lambda call: call.offset or 0):
         state = versions[call.key][-1][1]
         _, after = apply(state, call.operation, call.argument)
         if after != state:
-            versions[call.key].append((call.offset or 0, after))
+            versions[call.key].append((call.offset or 0, after, call.called))
     offsets = {(call.client, call.called): call.offset for call in placed if call.returned is not None}
     own: dict[int, list[Call]] = defaultdict(list)
     for each in history.noted:
@@ -351,7 +355,9 @@ def local_problems(history: History, placed: Sequence[Call]) -> list[str]:
             floors[call.client, call.key] = max(floors[call.client, call.key], -1 if offset is None else offset)
         taken[read.client] = read.place
         floor = floors[read.client, read.key]
-        possible = [at for at, state in versions[read.key] if at >= _newest(versions[read.key], floor) and state == read.value]
+        of_key = versions[read.key]
+        in_force = bisect_right(of_key, floor, key=lambda version: version[0]) - 1
+        possible = [at for at, state, begun in of_key[max(in_force, 0) :] if state == read.value and begun <= read.at]
         if read.revision is not None:
             possible = [at for at in possible if at == read.revision]
         if possible:
@@ -359,11 +365,6 @@ def local_problems(history: History, placed: Sequence[Call]) -> list[str]:
         else:
             problems.append(f"a read from memory that does not follow {floor}: {read}")
     return problems
-
-
-def _newest(versions: Sequence[tuple[int, Any]], floor: int) -> int:
-    """Where the version stands that is in force at an offset."""
-    return versions[max(bisect_right(versions, floor, key=lambda version: version[0]) - 1, 0)][0]
 
 
 if __name__ == "__main__":

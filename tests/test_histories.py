@@ -15,8 +15,9 @@ import pytest
 import histories
 import mqkv
 from cutter import Cutter
-from histories import History, Job
-from linearizability import Verdict, check, witness
+from histories import History, Job, Local, Logged, Noted
+from linearizability import READS, Call, Verdict, check, witness
+from mqkv.record import Record, to_message
 
 
 @pytest.fixture(params=["file", pytest.param("amqp", marks=pytest.mark.broker)])
@@ -74,7 +75,7 @@ def test_a_long_history(job: Job) -> None:
     Some give their writes so little time that those come to nothing or to an unknown end when the connection is cut.
     """
     rng = random.Random(job.seed)
-    job = replace(job, seconds=120)
+    job = replace(job, seconds=200)
     jobs = [replace(job, client=10 * who, calls=4_000, follow=who % 2 == 1) for who in range(4)]
     jobs.append(replace(job, client=40, calls=2_000, threads=2, write_timeout=0.1))
     victims = [replace(job, client=10 * who, calls=100_000, dies_after=rng.randrange(400)) for who in (5, 6, 7)]
@@ -85,13 +86,14 @@ def test_a_long_history(job: Job) -> None:
     if job.url.startswith("file"):
         go(lambda each: each)
     else:
-        port = mqkv.url.parse(job.url).port
-        with Cutter(port, seed=job.seed, bytes_between_cuts=250_000) as cutter:
+        with Cutter(job.url, seed=job.seed, bytes_between_cuts=250_000) as cutter:
             go(lambda each: replace(each, url=cutter.url))
         print(f"{cutter.cuts} cuts")
         assert cutter.cuts >= 20
     history = judged(job)
     assert did(history) >= 20_000
+    hasty = [each for each in history.noted if each.call.client in (40, 41) and each.call.operation not in READS]
+    assert max(each.seconds for each in hasty) < 1.1 and max(each.seconds for each in history.noted) < 11, "a deadline was missed"
 
 
 @pytest.mark.parametrize("each", [100, pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.timeout(240)])])
@@ -104,3 +106,60 @@ def test_a_counter_counts_every_increment_once(job: Job, each: int) -> None:
     assert sorted(call.result for call in history.calls) == list(range(1, 8 * each + 1))
     with mqkv.Store(job.url, prefix=job.prefix, layout=job.layout, read_timeout=10) as store:
         assert store.get("k0", fresh=True) == 8 * each
+
+
+# The judges themselves
+
+A = Noted(Call(1, "k0", "set", "a", 0, 10, None, 5), refused=False, after_ms=100, until_ms=101, seconds=0.0)
+B = Noted(Call(1, "k0", "set", "b", 20, 30, None, 6), refused=False, after_ms=101, until_ms=102, seconds=0.0)
+GONE = Noted(Call(2, "k0", "delete", None, 40, 50, True), refused=False, after_ms=900, until_ms=903, seconds=0.0)
+
+
+def record(offset: int, stamp: int, id: str, key: str = "k0", op: str = "set") -> Logged:
+    return Logged(key, offset, to_message(Record(op, key, b"", written_ms=stamp, id=id), shared=True))
+
+
+LOG = [record(5, 101, "a"), record(6, 102, "b"), record(9, 902, "gone", op="delete")]
+
+
+@pytest.mark.parametrize(
+    ("noted", "log", "problem"),
+    [
+        ([A, B, GONE], LOG, None),
+        ([A, B, GONE], [*LOG, record(10, 102, "b")], None),
+        ([A, B, GONE], [*LOG, record(10, 102, "b again")], "two records of one call"),
+        ([A, B, GONE], [*LOG, record(10, 103, "x")], "from nowhere"),
+        ([A, B, GONE], [*LOG, record(10, 7, "x")], "from nowhere"),
+        ([A, B, GONE], [LOG[0], record(6, 102, "b", key="k1"), LOG[2]], "from nowhere"),
+        ([A, B._replace(refused=True), GONE], LOG, "refused, and yet in the log"),
+        ([A, B, GONE], [LOG[0], record(7, 102, "b"), LOG[2]], "another revision"),
+        ([A, B, GONE], [LOG[0], LOG[2]], "another revision"),
+        ([A, B, GONE], LOG[:2], "no moment of the log"),
+    ],
+)
+def test_who_wrote_what(noted: list[Noted], log: list[Logged], problem: str | None) -> None:
+    placed, problems = histories.place(History(noted, []), log)
+    problems += witness(placed, one_stream=True)
+    assert problems == [] if problem is None else problem in problems[0]
+
+
+READS_FROM_MEMORY: dict[str, tuple[bool, list[tuple[int, int | None, Any, int, int]]]] = {
+    "in order": (True, [(1, 5, "a", 15, 1), (1, 6, "b", 35, 2), (1, None, None, 55, 2)]),
+    "absent before and after": (True, [(2, None, None, 5, 0), (2, 5, "a", 15, 0), (2, None, None, 55, 1)]),
+    "own write missed": (False, [(1, 5, "a", 35, 2)]),
+    "absent after an own write": (False, [(1, None, None, 15, 1)]),
+    "back": (False, [(2, 6, "b", 35, 0), (2, 5, "a", 36, 0)]),
+    "back over a delete": (False, [(2, None, None, 55, 1), (2, 6, "b", 56, 1)]),
+    "before it was written": (False, [(2, 6, "b", 15, 0)]),
+    "another revision's value": (False, [(2, 5, "b", 35, 0)]),
+    "from nowhere": (False, [(2, 7, "c", 35, 0)]),
+}
+
+
+@pytest.mark.parametrize("name", READS_FROM_MEMORY)
+def test_reads_from_memory(name: str) -> None:
+    good, reads = READS_FROM_MEMORY[name]
+    local = [Local(client, "k0", revision, value, at, place) for client, revision, value, at, place in reads]
+    placed, problems = histories.place(History([A, B, GONE], local), LOG)
+    problems += histories.local_problems(History([A, B, GONE], local), placed)
+    assert (problems == []) is good, problems
