@@ -157,6 +157,10 @@ class Table:
         self._awaited[id] = None
         self._own[id] = message, record
 
+    def await_outcome(self, id: str) -> None:
+        """Keep the outcome of the record with this id until it is taken."""
+        self._awaited[id] = None
+
     def take(self, id: str) -> Outcome | None:
         self._own.pop(id, None)
         return self._awaited.pop(id, None)

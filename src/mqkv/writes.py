@@ -95,7 +95,11 @@ class Verbs(Reads):
             return False
         if self._log.debugging:
             self._log.debug("delete", key=key)
-        return known if outcome is None else outcome.found
+        if outcome is not None:
+            return outcome.found
+        if self._confirm:
+            raise OutcomeUnknown(f"the log was rewritten while delete of key {key!r} was under way: read, and decide")
+        return known
 
     async def _get_or_set(self, key: str, default: object, ttl: float | None) -> Any:
         value = await self._read(key, ABSENT, False)
@@ -134,7 +138,13 @@ class Verbs(Reads):
                 _, outcome = await keyspace.write(record, self._write_timeout, confirm=self._confirm, create=False)
             except StreamMissing:
                 return 0
-            return known if outcome is None else outcome.hits
+            if outcome is not None:
+                return outcome.hits
+            if self._confirm:
+                raise OutcomeUnknown(
+                    f"the log was rewritten while delete_many of {len(wanted)} keys was under way: read, and decide"
+                )
+            return known
         now = self._now()
         records = [Record("delete", key, written_ms=now, id=new_id()) for key in wanted]
         outcomes = await keyspace.write_all(records, self._write_timeout, confirm=self._confirm, create=False)

@@ -185,11 +185,14 @@ class Keyspace(ABC):
         key: str | None = None,
         shown: dict[str, Shown] | None = None,
         subscriber: Subscriber | None = None,
+        awaited: str | None = None,
     ) -> Table:
-        """Begin to fold a stream. Does not wait."""
+        """Begin to fold a stream. Does not wait. The outcome of the record with the id ``awaited`` is kept until it is taken."""
         table = Table(stream, self.options.codec, self.log, whole=start is Start.FIRST, key=key, shown=shown)
         if subscriber is not None:
             table.subscribe(subscriber)
+        if awaited is not None:
+            table.await_outcome(awaited)
         table.tail = self.engine.open(stream, start, table)
         return table
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from mqkv.batch import of_sets, pack
 from mqkv.check import RESERVED, queue_name
 from mqkv.codecs import DEFAULT, BoundCodec
-from mqkv.errors import ReadTimeout, StreamMissing
+from mqkv.errors import Error, OutcomeUnknown, ReadTimeout, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, answered, attached, loaded, reached, rebuilt
@@ -96,7 +96,10 @@ class PerKeyKeyspace(Keyspace):
     ) -> tuple[int, Outcome | None]:
         async def once() -> tuple[int, Outcome | None]:
             table = await self._writable(record, max_age, timeout, confirm=confirm, create=create)
-            return await self.write_to(table, record, timeout, confirm=confirm, shared=False)
+            offset, outcome = await self.write_to(table, record, timeout, confirm=confirm, shared=False)
+            if outcome is None and confirm and record.op != "set":
+                outcome = await self._outcome(record, offset, timeout)
+            return offset, outcome
 
         try:
             return await once()
@@ -118,6 +121,10 @@ class PerKeyKeyspace(Keyspace):
             tables = {key: await self._complete(key, table, timeout) for key, table in tables.items()}
         places = [(tables[record.key], record) for record in records if record.key in tables]
         outcomes = await self.write_each(places, timeout, confirm=confirm, shared=False)
+        if confirm and not create:
+            for number, (table, record) in enumerate(places):
+                if not table.determined:
+                    outcomes[number] = await self._outcome(record, table.position, timeout)
         by_key = {record.key: outcome for (_, record), outcome in zip(places, outcomes, strict=True)}
         return [by_key.get(record.key) for record in records]
 
@@ -280,6 +287,18 @@ class PerKeyKeyspace(Keyspace):
                 table.hand_over(whole)
                 table.tail.close()
         return self._keep(key, whole)
+
+    async def _outcome(self, record: Record, offset: int, timeout: float) -> Outcome | None:
+        """What a record of ours did that stands in the log, by all that stands before it."""
+        assert record.id is not None
+        table = self.open_table(self.stream(record.key), Start.FIRST, key=record.key, awaited=record.id)
+        try:
+            await reached(await loaded(table, timeout), offset, timeout)
+            return table.take(record.id)
+        except Error as error:
+            raise OutcomeUnknown(f"{record.op} of key {record.key!r} is in the log, and its outcome could not be read") from error
+        finally:
+            table.tail.close()
 
     def _begin(self, key: str, start: Start = Start.LAST) -> Table:
         return self.open_table(self.stream(key), start, key=key, shown=self._shown)
