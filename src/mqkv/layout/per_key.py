@@ -10,56 +10,38 @@ before records of others. Then, and where it is no record at all, the table is f
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterable, Sequence
 
 from mqkv.batch import of_sets, pack
 from mqkv.check import RESERVED, queue_name
 from mqkv.codecs import DEFAULT, BoundCodec
-from mqkv.errors import Error, OutcomeUnknown, ReadTimeout, StreamMissing
+from mqkv.errors import Error, OutcomeUnknown, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
-from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, answered, attached, loaded, reached, rebuilt
-from mqkv.layout.bounded import Bounded
+from mqkv.layout.base import Options, answered, loaded, reached, rebuilt
+from mqkv.layout.followed import FollowedKeys
 from mqkv.layout.patterns import follow_pattern
 from mqkv.layout.shared import SharedKeyspace
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse
 from mqkv.streams.base import Delivery, Engine, Promise, Start
 from mqkv.table import Shown, Subscriber, Table
-from mqkv.waiting import wait
 from mqkv.watch import Watch, is_pattern
-
-#: Tails that are kept open at most for keys that nobody preloaded or watches.
-MAX_TAILS = 4_096
 
 DIRECTORY = f"{RESERVED}keys__"
 
 
-class PerKeyKeyspace(Keyspace):
+class PerKeyKeyspace(FollowedKeys):
     """Many streams, each folded into a table of one key when it is followed."""
 
     def __init__(self, engine: Engine, prefix: str, options: Options, log: Log) -> None:
-        super().__init__(engine, options, log, prefix)
-        self.prefix = prefix
-        self._shown: dict[str, Shown] = {}
-        self.cells = self._shown
+        super().__init__(engine, prefix, options, log)
         self._directory = SharedKeyspace(
             engine,
             queue_name(prefix, DIRECTORY),
             options._replace(codec=BoundCodec(DEFAULT), max_entries=None, max_staleness=None),
             log,
         )
-        self._lock = threading.RLock()
-        self._tables: dict[str, Table] = {}
-        #: Tails that are open only because they were used; the one used least recently is closed first.
-        self._idle: Bounded[Table] = Bounded(MAX_TAILS, self._forget)
-        self._opening: dict[str, Promise[None]] = {}
-        #: Keys that were preloaded; past ``max_entries``, the one preloaded first is let go of.
-        self._preloaded: Bounded[bool] = Bounded(options.max_entries or float("inf"), self._forget)
-
-    def stream(self, key: str) -> str:
-        return queue_name(self.prefix, key)
 
     async def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
         table = self._tables.get(key)
@@ -238,132 +220,6 @@ class PerKeyKeyspace(Keyspace):
             self.catch_up()
         return table.read(key)
 
-    # Tables
-
-    def _usable(self, key: str) -> Table | None:
-        table = self._tables.get(key)
-        if table is not None and table.failed is not None:
-            if not isinstance(table.failed, StreamMissing):
-                raise table.failed
-            self._forget(key)
-            return None
-        return table
-
-    async def _open(self, key: str, timeout: float) -> Table:
-        """The table of a key whose stream exists, with all that stood there when the call began."""
-        return await self._complete(key, await self._attach(key, timeout), timeout)
-
-    async def _attach(self, key: str, timeout: float) -> Table:
-        """The table of a key whose stream exists, perhaps still loading; opened by one caller at a time."""
-        while True:
-            table = self._usable(key)
-            if table is not None:
-                return table
-            with self._lock:
-                opening = self._opening.get(key)
-                mine: Promise[None] = Promise()
-                if opening is None:
-                    self._opening[key] = mine
-            if opening is None:
-                try:
-                    return self._keep(key, await attached(self._begin(key), timeout))
-                finally:
-                    with self._lock:
-                        del self._opening[key]
-                    mine.resolve(None)
-            if not await wait(opening, timeout + STALL):
-                raise ReadTimeout(f"somebody else has been opening the stream of key {key!r} for {timeout + STALL:g} s")
-
-    async def _complete(self, key: str, table: Table, timeout: float) -> Table:
-        """The table, loaded; folded from the beginning of the stream where its end alone does not tell."""
-        if not table.tail.ready.done() or table.tail.ready.error() is not None:
-            await loaded(table, timeout)
-        if table.is_determined():
-            return table
-        whole = await loaded(self._begin(key, Start.FIRST), timeout)
-        with self._lock:
-            if self._tables.get(key) is table:
-                del self._tables[key]
-                table.hand_over(whole)
-                table.tail.close()
-        return self._keep(key, whole)
-
-    async def _outcome(self, record: Record, offset: int, timeout: float) -> Outcome | None:
-        """What a record of ours did that stands in the log, by all that stands before it."""
-        assert record.id is not None
-        table = self.open_table(self.stream(record.key), Start.FIRST, key=record.key, awaited=record.id)
-        try:
-            await reached(await loaded(table, timeout), offset, timeout)
-            return table.take(record.id)
-        except Error as error:
-            raise OutcomeUnknown(f"{record.op} of key {record.key!r} is in the log, and its outcome could not be read") from error
-        finally:
-            table.tail.close()
-
-    def _begin(self, key: str, start: Start = Start.LAST) -> Table:
-        return self.open_table(self.stream(key), start, key=key, shown=self._shown)
-
-    async def _open_all(self, keys: Iterable[str], timeout: float) -> dict[str, Table]:
-        """The tables of all keys that have a stream, loaded."""
-        tables = await self._attach_all(keys, timeout)
-        return {key: await self._complete(key, table, timeout) for key, table in tables.items()}
-
-    async def _attach_all(self, keys: Iterable[str], timeout: float, start: Start = Start.LAST) -> dict[str, Table]:
-        """The tables of all keys that have a stream, perhaps still loading; all are asked for before one is waited for."""
-        tables: dict[str, Table] = {}
-        begun: dict[str, Table] = {}
-        for key in keys:
-            table = self._usable(key)
-            if table is None:
-                begun[key] = self._begin(key, start)
-            else:
-                tables[key] = table
-        try:
-            for key in list(begun):
-                with contextlib.suppress(StreamMissing):
-                    tables[key] = self._keep(key, await attached(begun[key], timeout))
-                del begun[key]
-        finally:
-            for table in begun.values():
-                table.tail.close()
-        return tables
-
-    def _keep(self, key: str, table: Table) -> Table:
-        """Make a table the table of its key, unless another thread was first."""
-        with self._lock:
-            has = self._tables.get(key)
-            if has is not None and has.failed is None:
-                table.tail.close()
-                return has
-            self._tables[key] = table
-            table.on_change = self._serve
-            self.signal = self.engine.signal
-            if key in self._preloaded:
-                table.serve(True)
-            else:
-                self._idle[key] = table
-        return table
-
-    def _serve_key(self, key: str, table: Table) -> None:
-        with self._lock:
-            self._idle.pop(key, None)
-            table.serve(True)
-
-    def _forget(self, key: str) -> None:
-        with self._lock:
-            table = self._tables.pop(key, None)
-            self._idle.pop(key, None)
-        if table is not None:
-            table.serve(False)
-            table.tail.close()
-
-    def _serve(self) -> None:
-        """While any tail is out of touch, a store that says how stale it may be is not served without a look."""
-        strict = self.options.max_staleness is not None and any(
-            table.out_of_touch_since is not None for table in list(self._tables.values())
-        )
-        self.cells = NOTHING if strict else self._shown
-
     # Writing
 
     async def _writable(
@@ -388,6 +244,18 @@ class PerKeyKeyspace(Keyspace):
                     await self._list([key], timeout)
         # A table from the stream's first record on decides rightly while it still loads.
         return await self._complete(key, table, timeout) if confirm and record.op != "set" and not table.whole else table
+
+    async def _outcome(self, record: Record, offset: int, timeout: float) -> Outcome | None:
+        """What a record of ours did that stands in the log, by all that stands before it."""
+        assert record.id is not None
+        table = self.open_table(self.stream(record.key), Start.FIRST, key=record.key, awaited=record.id)
+        try:
+            await reached(await loaded(table, timeout), offset, timeout)
+            return table.take(record.id)
+        except Error as error:
+            raise OutcomeUnknown(f"{record.op} of key {record.key!r} is in the log, and its outcome could not be read") from error
+        finally:
+            table.tail.close()
 
     async def _make(self, keys: Sequence[str], max_age: int | None, timeout: float) -> dict[str, Table]:
         """The tables of keys that had no stream."""
@@ -422,9 +290,3 @@ class PerKeyKeyspace(Keyspace):
             self._idle.pop(key, None)
         table.subscribe(tell, current=start == "last")
         watch.on_close(lambda: self._unsubscribe(tell, key, table))
-
-    def _unsubscribe(self, subscriber: Subscriber, key: str, table: Table) -> None:
-        table.unsubscribe(subscriber)
-        with self._lock:
-            if self._tables.get(key) is table and not table.serving and not table.watched:
-                self._idle[key] = table

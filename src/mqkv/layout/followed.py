@@ -1,0 +1,164 @@
+"""The tables of keys that have a stream each: opened, kept while they are of use, let go of.
+
+Rules:
+
+1. A key has one table at a time; whoever opens it first has the others wait.
+2. A table is open because its key is preloaded, watched, or was used lately; of the last kind there are so many at most.
+3. What a table says counts once it is loaded and determined (see :meth:`mqkv.table.Table.is_determined`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable
+
+from mqkv.check import queue_name
+from mqkv.errors import ReadTimeout, StreamMissing
+from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded
+from mqkv.layout.bounded import Bounded
+from mqkv.logfmt import Log
+from mqkv.streams.base import Engine, Promise, Start
+from mqkv.table import Shown, Subscriber, Table
+from mqkv.waiting import wait
+
+#: Tails that are kept open at most for keys that nobody preloaded or watches.
+MAX_TAILS = 4_096
+
+
+class FollowedKeys(Keyspace):
+    """The part of the per-key layout that opens and keeps tables."""
+
+    def __init__(self, engine: Engine, prefix: str, options: Options, log: Log) -> None:
+        super().__init__(engine, options, log, prefix)
+        self.prefix = prefix
+        self._shown: dict[str, Shown] = {}
+        self.cells = self._shown
+        self._lock = threading.RLock()
+        self._tables: dict[str, Table] = {}
+        #: Tails that are open only because they were used; the one used least recently is closed first.
+        self._idle: Bounded[Table] = Bounded(MAX_TAILS, self._forget)
+        self._opening: dict[str, Promise[None]] = {}
+        #: Keys that were preloaded; past ``max_entries``, the one preloaded first is let go of.
+        self._preloaded: Bounded[bool] = Bounded(options.max_entries or float("inf"), self._forget)
+
+    def stream(self, key: str) -> str:
+        return queue_name(self.prefix, key)
+
+    def _usable(self, key: str) -> Table | None:
+        table = self._tables.get(key)
+        if table is not None and table.failed is not None:
+            if not isinstance(table.failed, StreamMissing):
+                raise table.failed
+            self._forget(key)
+            return None
+        return table
+
+    async def _open(self, key: str, timeout: float) -> Table:
+        """The table of a key whose stream exists, with all that stood there when the call began."""
+        return await self._complete(key, await self._attach(key, timeout), timeout)
+
+    async def _attach(self, key: str, timeout: float) -> Table:
+        """The table of a key whose stream exists, perhaps still loading; opened by one caller at a time."""
+        while True:
+            table = self._usable(key)
+            if table is not None:
+                return table
+            with self._lock:
+                opening = self._opening.get(key)
+                mine: Promise[None] = Promise()
+                if opening is None:
+                    self._opening[key] = mine
+            if opening is None:
+                try:
+                    return self._keep(key, await attached(self._begin(key), timeout))
+                finally:
+                    with self._lock:
+                        del self._opening[key]
+                    mine.resolve(None)
+            if not await wait(opening, timeout + STALL):
+                raise ReadTimeout(f"somebody else has been opening the stream of key {key!r} for {timeout + STALL:g} s")
+
+    async def _complete(self, key: str, table: Table, timeout: float) -> Table:
+        """The table, loaded; folded from the beginning of the stream where its end alone does not tell."""
+        if not table.tail.ready.done() or table.tail.ready.error() is not None:
+            await loaded(table, timeout)
+        if table.is_determined():
+            return table
+        whole = await loaded(self._begin(key, Start.FIRST), timeout)
+        with self._lock:
+            if self._tables.get(key) is table:
+                del self._tables[key]
+                table.hand_over(whole)
+                table.tail.close()
+        return self._keep(key, whole)
+
+    def _begin(self, key: str, start: Start = Start.LAST) -> Table:
+        return self.open_table(self.stream(key), start, key=key, shown=self._shown)
+
+    async def _open_all(self, keys: Iterable[str], timeout: float) -> dict[str, Table]:
+        """The tables of all keys that have a stream, loaded."""
+        tables = await self._attach_all(keys, timeout)
+        return {key: await self._complete(key, table, timeout) for key, table in tables.items()}
+
+    async def _attach_all(self, keys: Iterable[str], timeout: float, start: Start = Start.LAST) -> dict[str, Table]:
+        """The tables of all keys that have a stream, perhaps still loading; all are asked for before one is waited for."""
+        tables: dict[str, Table] = {}
+        begun: dict[str, Table] = {}
+        for key in keys:
+            table = self._usable(key)
+            if table is None:
+                begun[key] = self._begin(key, start)
+            else:
+                tables[key] = table
+        try:
+            for key in list(begun):
+                with contextlib.suppress(StreamMissing):
+                    tables[key] = self._keep(key, await attached(begun[key], timeout))
+                del begun[key]
+        finally:
+            for table in begun.values():
+                table.tail.close()
+        return tables
+
+    def _keep(self, key: str, table: Table) -> Table:
+        """Make a table the table of its key, unless another thread was first."""
+        with self._lock:
+            has = self._tables.get(key)
+            if has is not None and has.failed is None:
+                table.tail.close()
+                return has
+            self._tables[key] = table
+            table.on_change = self._serve
+            self.signal = self.engine.signal
+            if key in self._preloaded:
+                table.serve(True)
+            else:
+                self._idle[key] = table
+        return table
+
+    def _serve_key(self, key: str, table: Table) -> None:
+        with self._lock:
+            self._idle.pop(key, None)
+            table.serve(True)
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            table = self._tables.pop(key, None)
+            self._idle.pop(key, None)
+        if table is not None:
+            table.serve(False)
+            table.tail.close()
+
+    def _serve(self) -> None:
+        """While any tail is out of touch, a store that says how stale it may be is not served without a look."""
+        strict = self.options.max_staleness is not None and any(
+            table.out_of_touch_since is not None for table in list(self._tables.values())
+        )
+        self.cells = NOTHING if strict else self._shown
+
+    def _unsubscribe(self, subscriber: Subscriber, key: str, table: Table) -> None:
+        table.unsubscribe(subscriber)
+        with self._lock:
+            if self._tables.get(key) is table and not table.serving and not table.watched:
+                self._idle[key] = table
