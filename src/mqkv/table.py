@@ -56,6 +56,12 @@ class Table:
         self.serving = key is None  #: whether folded values are shown
         self.position = -1  #: the offset that was folded last
         self.determined = whole  #: whether what was folded tells the state of its key, whatever came before
+        self.doubted_at: int | None = (
+            None  #: the offset of the first record that it could not judge; it tells nothing from there on
+        )
+        self.on_doubt: Callable[[], None] | None = (
+            None  #: called, by the thread that delivers, when subscribers wait for a judgement
+        )
         self.unreadable = 0
         self.failed: Error | None = None  #: why there is nothing to be read here any more
         self.out_of_touch_since: float | None = None
@@ -201,7 +207,21 @@ class Table:
     def hand_over(self, other: Table) -> None:
         """Have ``other`` tell our subscribers from now on."""
         with self._lock, other._lock:
-            other._subscribers, self._subscribers = (*other._subscribers, *self._subscribers), ()
+            others = (each for each in other._subscribers if each != self.judge)
+            other._subscribers, self._subscribers = (*others, *self._subscribers), ()
+
+    def judge(self, event: Event) -> None:
+        """Tell our subscribers, in place of what we could not judge, what a table that knows the whole stream says."""
+        if self.doubted_at is not None and (event[3] >= self.doubted_at or event[0] == "reset"):
+            for subscriber in self._subscribers:
+                subscriber(event)
+
+    def give_up(self) -> None:
+        """Nobody can judge: tell the subscribers that they may have missed something, and go on."""
+        with self._lock:
+            if self.doubted_at is not None:
+                self.doubted_at = None
+                self._tell("reset", "", None, -1, None)
 
     @property
     def watched(self) -> bool:
@@ -248,7 +268,7 @@ class Table:
         with self._lock:
             self.state = State(single=self.key is not None)
             self.position = -1
-            self.determined = self.whole
+            self.determined, self.doubted_at = self.whole, None
             self._heard.clear()
             self._hide_all()
             if self.rebuilt.done():
@@ -309,9 +329,10 @@ class Table:
         if self.position < 0:
             self.determined = not record.retry and record.op in ("set", "delete")
         elif record.retry and self.determined and not self.state.knows(record.id):
-            self.determined = False
+            self.determined, self.doubted_at = False, offset
             self._hide_all()
-            self._tell("reset", "", None, -1, None)
+            if self._subscribers and self.on_doubt is not None:
+                self.on_doubt()
 
     def _reach(self) -> None:
         waiting, self._reaching = self._reaching, []
@@ -405,5 +426,6 @@ class Table:
         self._log(logging.WARNING, "table-ended", stream=self.stream, reason=type(error).__name__)
 
     def _tell(self, kind: str, key: str, cell: Cell | None, offset: int, written_ms: int | None) -> None:
-        for subscriber in self._subscribers:
-            subscriber((kind, key, cell, offset, written_ms))
+        if self.doubted_at is None or kind == "ended":
+            for subscriber in self._subscribers:
+                subscriber((kind, key, cell, offset, written_ms))

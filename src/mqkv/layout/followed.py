@@ -14,16 +14,20 @@ import threading
 from collections.abc import Iterable
 
 from mqkv.check import queue_name
-from mqkv.errors import ReadTimeout, StreamMissing
+from mqkv.errors import Error, ReadTimeout, StreamMissing
 from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded
 from mqkv.layout.bounded import Bounded
 from mqkv.logfmt import Log
 from mqkv.streams.base import Engine, Promise, Start
 from mqkv.table import Shown, Subscriber, Table
-from mqkv.waiting import wait
+from mqkv.waiting import run, wait
 
 #: Tails that are kept open at most for keys that nobody preloaded or watches.
 MAX_TAILS = 4_096
+
+
+#: How often the whole stream is tried, before watchers are told that they may have missed something.
+ATTEMPTS = 3
 
 
 class FollowedKeys(Keyspace):
@@ -59,42 +63,69 @@ class FollowedKeys(Keyspace):
         return await self._complete(key, await self._attach(key, timeout), timeout)
 
     async def _attach(self, key: str, timeout: float) -> Table:
-        """The table of a key whose stream exists, perhaps still loading; opened by one caller at a time."""
+        """The table of a key whose stream exists, perhaps still loading."""
         while True:
             table = self._usable(key)
             if table is not None:
                 return table
-            with self._lock:
-                opening = self._opening.get(key)
-                mine: Promise[None] = Promise()
-                if opening is None:
-                    self._opening[key] = mine
-            if opening is None:
+            if await self._alone(key, timeout):
                 try:
                     return self._keep(key, await attached(self._begin(key), timeout))
                 finally:
-                    with self._lock:
-                        del self._opening[key]
-                    mine.resolve(None)
-            if not await wait(opening, timeout + STALL):
-                raise ReadTimeout(f"somebody else has been opening the stream of key {key!r} for {timeout + STALL:g} s")
+                    self._opened(key)
 
     async def _complete(self, key: str, table: Table, timeout: float) -> Table:
         """The table, loaded; folded from the beginning of the stream where its end alone does not tell."""
-        if not table.tail.ready.done() or table.tail.ready.error() is not None:
-            await loaded(table, timeout)
-        if table.is_determined():
-            return table
-        whole = await loaded(self._begin(key, Start.FIRST), timeout)
-        with self._lock:
-            if self._tables.get(key) is table:
-                del self._tables[key]
-                table.hand_over(whole)
-                table.tail.close()
-        return self._keep(key, whole)
+        while True:
+            if not table.tail.ready.done() or table.tail.ready.error() is not None:
+                await loaded(table, timeout)
+            if table.is_determined():
+                return table
+            if await self._alone(key, timeout):
+                break
+            table = await self._attach(key, timeout)
+        try:
+            whole = await loaded(self._begin(key, Start.FIRST, table.judge), timeout)
+            with self._lock:
+                if self._tables.get(key) is table:
+                    del self._tables[key]
+                    table.hand_over(whole)
+                    table.tail.close()
+            return self._keep(key, whole)
+        finally:
+            self._opened(key)
 
-    def _begin(self, key: str, start: Start = Start.LAST) -> Table:
-        return self.open_table(self.stream(key), start, key=key, shown=self._shown)
+    async def _alone(self, key: str, timeout: float) -> bool:
+        """Whether nobody else is opening this key's table; else wait until it is opened."""
+        with self._lock:
+            opening = self._opening.get(key)
+            if opening is None:
+                self._opening[key] = Promise()
+                return True
+        if not await wait(opening, timeout + STALL):
+            raise ReadTimeout(f"somebody else has been opening the stream of key {key!r} for {timeout + STALL:g} s")
+        return False
+
+    def _opened(self, key: str) -> None:
+        with self._lock:
+            opening = self._opening.pop(key)
+        opening.resolve(None)
+
+    def _doubted(self, key: str, table: Table) -> None:
+        """Watchers wait for what a table can't judge: read the whole stream, in a thread of its own. (This is rare: after a lost
+        connection, where a copy of a record came that may stand before the table's beginning.)"""
+
+        def judge() -> None:
+            for _ in range(ATTEMPTS):
+                with contextlib.suppress(Error):
+                    run(self._complete(key, table, STALL))
+                    return
+            table.give_up()
+
+        threading.Thread(target=judge, name=f"mqkv-judge-{key}", daemon=True).start()
+
+    def _begin(self, key: str, start: Start = Start.LAST, subscriber: Subscriber | None = None) -> Table:
+        return self.open_table(self.stream(key), start, key=key, shown=self._shown, subscriber=subscriber)
 
     async def _open_all(self, keys: Iterable[str], timeout: float) -> dict[str, Table]:
         """The tables of all keys that have a stream, loaded."""
@@ -130,6 +161,7 @@ class FollowedKeys(Keyspace):
                 return has
             self._tables[key] = table
             table.on_change = self._serve
+            table.on_doubt = lambda: self._doubted(key, table)
             self.signal = self.engine.signal
             if key in self._preloaded:
                 table.serve(True)
@@ -160,5 +192,7 @@ class FollowedKeys(Keyspace):
     def _unsubscribe(self, subscriber: Subscriber, key: str, table: Table) -> None:
         table.unsubscribe(subscriber)
         with self._lock:
+            table = self._tables.get(key, table)  # another may have taken its place
+            table.unsubscribe(subscriber)
             if self._tables.get(key) is table and not table.serving and not table.watched:
                 self._idle[key] = table
