@@ -144,3 +144,11 @@ def test_eviction_is_in_the_order_of_writes() -> None:
     assert state.settings.max_entries == 2, "only the first settings count, unless a change is meant"
     fold(state, 10, Record("settings", "", args={"max_entries": 1, "change": True}, id="change"))
     assert list(state.cells) == ["c"]
+
+
+def test_a_number_too_long_for_a_float_stops_no_fold() -> None:
+    state = State()
+    fold(state, 0, Record("set", "k", b"1" + b"0" * 400, "application/json", id="a"))
+    outcome = fold(state, 1, Record("incr", "k", args={"delta": "1.5"}, id="b"))
+    assert outcome is not None and not outcome.done and outcome.why == "is not a number"
+    assert fold(state, 2, Record("incr", "k", args={"delta": 10**400}, id="c")) is None
