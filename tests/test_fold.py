@@ -152,3 +152,11 @@ def test_a_number_too_long_for_a_float_stops_no_fold() -> None:
     outcome = fold(state, 1, Record("incr", "k", args={"delta": "1.5"}, id="b"))
     assert outcome is not None and not outcome.done and outcome.why == "is not a number"
     assert fold(state, 2, Record("incr", "k", args={"delta": 10**400}, id="c")) is None
+
+
+def test_what_is_gone_already_when_it_is_written_evicts_nothing() -> None:
+    state = State()
+    fold(state, 0, Record("settings", "", args={"max_entries": 1}, id="s", written_ms=1_000_000))
+    fold(state, 1, Record("set", "k", id="a", written_ms=1_000_000))
+    fold(state, 2, Record("set", "late", id="b", written_ms=1_000, expires_ms=2_000))
+    assert list(state.cells) == ["k"]

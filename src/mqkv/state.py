@@ -99,10 +99,14 @@ class State:
         return id in self._ids
 
     def put(self, key: str, cell: Cell) -> None:
-        self.cells[key] = cell
         if cell.expires_ms is not None:
-            heapq.heappush(self._expiries, (_gone_at(cell), key, cell.revision))
-            self.advance(self.log_time)  # a writer whose clock is far behind may write what is gone already
+            gone_at = _gone_at(cell)
+            if gone_at <= self.log_time:  # a writer whose clock is far behind writes what is gone already: it may evict nothing
+                self.cells.pop(key, None)
+                self.removed.append(key)
+                return
+            heapq.heappush(self._expiries, (gone_at, key, cell.revision))
+        self.cells[key] = cell
 
     def begin_again(self, record: Record) -> None:
         """In the stream of one key: what came before this plain set or delete matters no more."""
