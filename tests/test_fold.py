@@ -160,3 +160,12 @@ def test_what_is_gone_already_when_it_is_written_evicts_nothing() -> None:
     fold(state, 1, Record("set", "k", id="a", written_ms=1_000_000))
     fold(state, 2, Record("set", "late", id="b", written_ms=1_000, expires_ms=2_000))
     assert list(state.cells) == ["k"]
+
+
+def test_expiries_of_values_that_were_written_over_do_not_pile_up() -> None:
+    state = State()
+    for offset in range(5_000):
+        fold(state, offset, Record("set", f"k{offset % 3}", expires_ms=90_000_000 + offset, written_ms=offset, id=f"{offset}"))
+    assert len(state._expiries) < 2_000
+    fold(state, 5_000, Record("sync", "", written_ms=100_000_000, id="later"))
+    assert not state.cells and sorted(state.removed) == ["k0", "k1", "k2"]
