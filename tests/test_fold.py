@@ -144,3 +144,28 @@ def test_eviction_is_in_the_order_of_writes() -> None:
     assert state.settings.max_entries == 2, "only the first settings count, unless a change is meant"
     fold(state, 10, Record("settings", "", args={"max_entries": 1, "change": True}, id="change"))
     assert list(state.cells) == ["c"]
+
+
+def test_a_number_too_long_for_a_float_stops_no_fold() -> None:
+    state = State()
+    fold(state, 0, Record("set", "k", b"1" + b"0" * 400, "application/json", id="a"))
+    outcome = fold(state, 1, Record("incr", "k", args={"delta": "1.5"}, id="b"))
+    assert outcome is not None and not outcome.done and outcome.why == "is not a number"
+    assert fold(state, 2, Record("incr", "k", args={"delta": 10**400}, id="c")) is None
+
+
+def test_what_is_gone_already_when_it_is_written_evicts_nothing() -> None:
+    state = State()
+    fold(state, 0, Record("settings", "", args={"max_entries": 1}, id="s", written_ms=1_000_000))
+    fold(state, 1, Record("set", "k", id="a", written_ms=1_000_000))
+    fold(state, 2, Record("set", "late", id="b", written_ms=1_000, expires_ms=2_000))
+    assert list(state.cells) == ["k"]
+
+
+def test_expiries_of_values_that_were_written_over_do_not_pile_up() -> None:
+    state = State()
+    for offset in range(5_000):
+        fold(state, offset, Record("set", f"k{offset % 3}", expires_ms=90_000_000 + offset, written_ms=offset, id=f"{offset}"))
+    assert len(state._expiries) < 2_000
+    fold(state, 5_000, Record("sync", "", written_ms=100_000_000, id="later"))
+    assert not state.cells and sorted(state.removed) == ["k0", "k1", "k2"]

@@ -26,7 +26,9 @@ def read(cell: Cell) -> int | float | None:
         value = msgspec.json.decode(cell.body)
     except (msgspec.DecodeError, RecursionError):
         return None
-    return value if type(value) in (int, float) else None
+    if type(value) is int:
+        return value if _SMALLEST <= value <= _LARGEST else None  # a longer one cannot even be added to a float
+    return value if type(value) is float else None
 
 
 def render(number: int | float) -> bytes | None:
@@ -44,7 +46,7 @@ def to_header(number: int | float) -> int | str:
 def from_header(value: object) -> int | float | None:
     """What ``to_header`` wrote; None for anything else."""
     if type(value) is int:
-        return value
+        return value if _SMALLEST <= value <= _LARGEST else None
     if type(value) is not str:
         return None
     try:

@@ -13,6 +13,7 @@ from mqkv.record import Record
 
 ID_WINDOW = 10_000
 _MARGIN_MS = 60_000
+_STALE_EXPIRIES = 1_000  #: expiries of values that are no more, that are kept at least
 
 
 class Cell(NamedTuple):
@@ -99,10 +100,22 @@ class State:
         return id in self._ids
 
     def put(self, key: str, cell: Cell) -> None:
-        self.cells[key] = cell
         if cell.expires_ms is not None:
-            heapq.heappush(self._expiries, (_gone_at(cell), key, cell.revision))
-            self.advance(self.log_time)  # a writer whose clock is far behind may write what is gone already
+            gone_at = _gone_at(cell)
+            if gone_at <= self.log_time:  # a writer whose clock is far behind writes what is gone already: it may evict nothing
+                self.cells.pop(key, None)
+                self.removed.append(key)
+                return
+            heapq.heappush(self._expiries, (gone_at, key, cell.revision))
+        self.cells[key] = cell
+        if len(self._expiries) > 2 * len(self.cells) + _STALE_EXPIRIES:
+            self._forget_stale_expiries()
+
+    def _forget_stale_expiries(self) -> None:
+        """A key that is written again and again, with a ttl of days, would leave one behind for every write."""
+        cells = self.cells.items()
+        self._expiries = [(_gone_at(cell), key, cell.revision) for key, cell in cells if cell.expires_ms is not None]
+        heapq.heapify(self._expiries)
 
     def begin_again(self, record: Record) -> None:
         """In the stream of one key: what came before this plain set or delete matters no more."""

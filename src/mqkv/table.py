@@ -289,6 +289,8 @@ class Table:
         if not self.whole:
             self._judge(offset, record)
         outcome = fold(state, offset, record)
+        if state.removed:  # a malformed record moves log time on, too
+            self._forget_removed()
         if outcome is None:
             if id is None or not record.retry:
                 self._skip(offset, "a repeat, malformed, or of an unknown operation")
@@ -296,8 +298,6 @@ class Table:
         if id in self._awaited:
             self._awaited[id] = outcome
         kind, key = outcome.kind, record.key
-        if state.removed:
-            self._forget_removed()
         if self._pending and id is not None:
             for changed in outcome.keys or (key,):
                 self._settle(changed, id)
