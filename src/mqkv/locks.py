@@ -43,7 +43,7 @@ def unlock(state: State, offset: int, record: Record) -> Outcome:
     if held.holder.owner == owner:
         _grant_next(state, offset, record.key, held)
         return _DONE
-    return _REFUSED if held.queue.pop(str(owner), None) is None else _DONE
+    return _REFUSED if type(owner) is not str or held.queue.pop(owner, None) is None else _DONE
 
 
 def renew(state: State, offset: int, record: Record) -> Outcome:

@@ -118,7 +118,7 @@ class State:
         heapq.heapify(self._expiries)
 
     def begin_again(self, record: Record) -> None:
-        """In the stream of one key: what came before this plain set or delete matters no more."""
+        """In the stream of one key: what came before this record, which sets or deletes it, matters no more."""
         if self.single and not record.retry:
             self.log_time = record.written_ms or 0
 

@@ -303,8 +303,11 @@ class Table:
                 self._settle(changed, id)
         if kind == "set":
             self._show(key)
-            if self._subscribers:
-                self._tell("set", key, state.cells.get(key), offset, record.written_ms)
+            cell = state.cells.get(key)
+            if cell is not None:
+                self._tell("set", key, cell, offset, record.written_ms)
+            elif outcome.found:  # it was gone for everybody when it was written
+                self._tell("delete", key, None, offset, record.written_ms)
         elif kind == "delete":
             self._show(key)
             if outcome.found:
