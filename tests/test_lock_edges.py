@@ -132,3 +132,35 @@ def test_a_cancelled_waiter_leaves_the_queue(url: str, prefix: str, layout: Any,
     with store.lock("jobs"):
         asyncio.run(main())
     assert store.lock("jobs").acquire(0)
+
+
+# A broker that dies
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_lock_outlives_a_restart_of_the_broker(own_broker: Any, prefix: str, layout: Any) -> None:
+    """Who holds it holds it still, who waits waits still; a lease that runs out meanwhile is known to be lost."""
+    options: dict[str, Any] = {"prefix": prefix, "layout": layout, "read_timeout": 10, "write_timeout": 30}
+    with mqkv.Store(own_broker.url, **options) as store, mqkv.Store(f"{own_broker.url}?heartbeat=31", **options) as other:
+        lock, short = store.lock("jobs", ttl=60), store.lock("short", ttl=1)
+        lock.acquire()
+        short.acquire()
+        token = lock.token
+        waiter = Waiter(other.lock("jobs"), timeout=90)
+        until(lambda: queue_of(store, "jobs") == 1, "a place in the queue")
+        own_broker.kill()
+        until(lambda: not short.owned(), "the end of the lease that nobody could renew", 3)
+        assert lock.owned()
+        own_broker.start()
+        store.set("k", 1)
+        assert lock.owned() and lock.token == token and not waiter.inside.is_set()
+        with pytest.raises(mqkv.LockLost):
+            _ = short.token
+        short.release()  # no error: the log has it that nobody else had the lock
+        lock.release()
+        assert waiter.inside.wait(30), waiter.error
+        assert waiter.token > token
+        waiter.end()
+        assert waiter.error is None and store.lock("short").acquire(5)
+        store.purge()
