@@ -24,6 +24,7 @@ NAMES = (
     "load",
     "visible",
     "file_engine",
+    "operations",
 )
 BEGIN, END = "<!-- benchmarks/run --record: from here -->", "<!-- to here -->"
 

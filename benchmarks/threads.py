@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from common import LAYOUTS, VALUE, Bench, Raw, median, rate, store
 
@@ -20,9 +21,10 @@ def run(bench: Bench) -> None:
         prefix = bench.prefix()
         with store(bench.amqp, prefix=prefix, layout=layout) as ours, Raw(bench.amqp, f"{prefix}-raw") as raw:
             ours_rates, peer_rates = [], []
-            together(ours, 5)
+            call = setter(ours)
+            together(call, 5)
             for _ in range(7):
-                ours_rates.append(THREADS * sets / together(ours, sets))
+                ours_rates.append(THREADS * sets / together(call, sets))
                 begin = time.perf_counter()
                 for _ in range(sets):
                     raw.publish()
@@ -38,16 +40,20 @@ def run(bench: Bench) -> None:
         )
 
 
-def together(ours: mqkv.Store, sets: int) -> float:
-    """Seconds for ``sets`` of each thread."""
+def setter(ours: mqkv.Store) -> Callable[[int], object]:
+    return lambda number: ours.set(f"key{number}", VALUE)
+
+
+def together(call: Callable[[int], object], times: int) -> float:
+    """Seconds for so many calls of each thread, which are given its number."""
     gate = threading.Barrier(THREADS + 1)
     done: list[int] = []
 
     def work(number: int) -> None:
         gate.wait()
-        for _ in range(sets):
-            ours.set(f"key{number}", VALUE)
-        done.append(sets)
+        for _ in range(times):
+            call(number)
+        done.append(times)
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
     for worker in workers:

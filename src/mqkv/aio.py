@@ -7,6 +7,7 @@ its caller's thread (files) is called from a few threads of the store's, which a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeVar, overload
 from mqkv import check
 from mqkv.codecs import DEFAULT, Codec, KeyedCodec
 from mqkv.core import ABSENT, Entry
+from mqkv.errors import Error
 from mqkv.lock import _OWN, LockCore
 from mqkv.streams.base import Promise
 from mqkv.waiting import Wait, Waiting
@@ -227,7 +229,19 @@ class AsyncLock(LockCore):
     _core: AsyncStore
 
     async def acquire(self, timeout: float | None = _OWN) -> bool:
-        return await self._core._drive(self._acquire(timeout, asyncio.current_task()))
+        return await self._wait(self._acquire(timeout, asyncio.current_task()))
+
+    async def _wait(self, coroutine: Waiting[T]) -> T:
+        before = self._lease
+        try:
+            return await self._core._drive(coroutine)
+        except asyncio.CancelledError:
+            lease = self._lease
+            if lease is not None and lease is not before and lease.holder is asyncio.current_task():
+                # Granted in a thread while the cancellation came: nobody knows of it who would release it.
+                with contextlib.suppress(Error):
+                    await self.release()
+            raise
 
     async def release(self) -> None:
         await asyncio.shield(self._core._run(self._release()))
@@ -236,7 +250,7 @@ class AsyncLock(LockCore):
         return await self._core._run(self._locked())
 
     async def __aenter__(self) -> AsyncLock:
-        await self._core._drive(self._enter(asyncio.current_task()))
+        await self._wait(self._enter(asyncio.current_task()))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

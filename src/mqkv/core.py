@@ -21,9 +21,10 @@ from mqkv.errors import (
 from mqkv.fold import Cell
 from mqkv.layout import Keyspace, Options
 from mqkv.layout.base import NOTHING
+from mqkv.layout.leases import PARTING
 from mqkv.logfmt import Log
 from mqkv.url import parse as parse_url
-from mqkv.waiting import run, wait
+from mqkv.waiting import Deadline, run, wait
 
 #: The largest encoded value, and the largest batch. Brokers take more, at a price for everybody who tails the stream.
 MAX_VALUE = 16 * 2**20
@@ -111,6 +112,9 @@ class Core:
         if self._state == "open":
             keyspace, self._keyspace, self._state = self._keyspace, NOWHERE, "closed"
             try:
+                parting = Deadline(PARTING)
+                for promise in keyspace.leases.leave(self):
+                    await wait(promise, parting.left)
                 await wait(keyspace.unconfirmed.settled(), self._write_timeout)
             finally:
                 self._place.release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import threading
@@ -12,13 +11,13 @@ from typing import Any
 
 from mqkv import check
 from mqkv.core import Core
-from mqkv.errors import Error, InvalidOption, LockHeld, LockLost, LockTimeout
+from mqkv.errors import Closed, Error, InvalidOption, LockHeld, LockLost, LockTimeout, StreamMissing
 from mqkv.fold import Lock as Held
 from mqkv.fold import Outcome
 from mqkv.ids import new_id
 from mqkv.layout import Keyspace
-from mqkv.layout.leases import Lease
-from mqkv.record import Record, to_message
+from mqkv.layout.leases import Lease, let_go
+from mqkv.record import Record
 from mqkv.streams.base import HeaderValue, Promise
 from mqkv.table import Table
 from mqkv.waiting import run, wait
@@ -27,6 +26,9 @@ from mqkv.waiting import run, wait
 STAGGER = 0.25
 
 _OWN: Any = object()
+
+#: What an append to a purged stream comes to, before and after the keyspace has let go of its table.
+_GONE = (StreamMissing, Closed)
 
 
 class LockCore:
@@ -37,7 +39,7 @@ class LockCore:
         check.positive("ttl", ttl)
         self._core = core
         self._name = name
-        self._ttl = math.ceil(ttl * 1000) / 1000
+        self._ttl = (check.ttl_ms(ttl) or 0) / 1000
         self._timeout = _checked(timeout)
         self._lease: Lease | None = None
         self._keyspace: Keyspace | None = None
@@ -69,20 +71,32 @@ class LockCore:
         keyspace = core._open_keyspace()
         if self.owned() or keyspace.leases.held_by(self._name, holder):
             raise LockHeld(f"lock {self._name!r} is held here already: it is not re-entrant")
-        begun = time.monotonic()
+        until = None if limit is None else time.monotonic() + limit
+        lease: Lease | None = None
+        while lease is None:
+            try:
+                lease = await self._attempt(keyspace, holder, until)
+                if lease is None:
+                    return False
+            except _GONE:
+                # Purged under us, with all who held and waited: ask again, in the stream that is there now.
+                if core._keyspace is not keyspace:
+                    raise
+                if until is not None and time.monotonic() >= until:
+                    return False
+        self._keyspace, self._lease = keyspace, lease
+        keyspace.leases.add(lease)
+        core._log.debug("lock", name=self._name, status="acquired", token=lease.token)
+        return True
+
+    async def _attempt(self, keyspace: Keyspace, holder: object, until: float | None) -> Lease | None:
+        core = self._core
         table = await keyspace.lock_table(core._read_timeout)
         if table is None:
             raise LockLost(f"lock {self._name!r} has no stream to be in")
         attempt = _Attempt(core, keyspace, table, self._name, self._ttl)
-        granted = await attempt.make(None if limit is None else begun + limit)
-        if granted is None:
-            return False
-        token, sent = granted
-        self._keyspace = keyspace
-        self._lease = Lease(table, self._name, attempt.owner, holder, self._ttl, token, sent)
-        keyspace.leases.add(self._lease)
-        core._log.debug("lock", name=self._name, status="acquired", token=token)
-        return True
+        granted = await attempt.make(until)
+        return None if granted is None else Lease(table, self._name, attempt.owner, core, holder, self._ttl, *granted)
 
     async def _release(self) -> None:
         lease, keyspace = self._lease, self._keyspace
@@ -90,9 +104,12 @@ class LockCore:
             raise LockLost(f"lock {self._name!r} is not held by this one: only who acquired it can release it")
         self._lease = None
         keyspace.leases.remove(lease)
-        _, outcome = await keyspace.write_to(
-            lease.table, lease.record("unlock"), self._core._write_timeout, confirm=True, shared=True
-        )
+        try:
+            _, outcome = await keyspace.write_to(
+                lease.table, lease.record("unlock"), self._core._write_timeout, confirm=True, shared=True
+            )
+        except _GONE:
+            outcome = None
         if outcome is None or not outcome.done:
             raise LockLost(f"the lease of lock {self._name!r} ran out before it was released: others may have held it")
         self._core._log.debug("lock", name=self._name, status="released")
@@ -118,7 +135,8 @@ class _Attempt:
     """One wait for a lock."""
 
     def __init__(self, core: Core, keyspace: Keyspace, table: Table, name: str, ttl: float) -> None:
-        self._core, self._keyspace, self._table, self._name, self._ttl = core, keyspace, table, name, ttl
+        self.store = self._core = core
+        self._keyspace, self._table, self._name, self._ttl = keyspace, table, name, ttl
         self.owner = new_id()
         self._granted: Promise[int | None] = Promise()
         self._held: Held | None = None
@@ -127,19 +145,38 @@ class _Attempt:
 
     async def make(self, until: float | None) -> tuple[int, float] | None:
         """The token, and since when the lease counts; None if ``until`` came first."""
+        self._keyspace.leases.wait(self)
         try:
-            return await self._make(until)
-        except BaseException:
+            granted = await self._make(until)
+            self._check_open()
+            return granted
+        except BaseException as error:
             # Whatever happened: have no place in the queue, and not the lock.
-            with contextlib.suppress(Error):
-                self._table.tail.append(to_message(self._record("unlock", owner=self.owner), shared=True), 1.0)
+            self._unlock()
+            if isinstance(error, Error):
+                self._check_open()
             raise
         finally:
+            self._keyspace.leases.wait_no_more(self)
             self._table.unlisten(self._name, self._on_change)
+
+    def leave(self) -> Promise[int] | None:
+        """In the thread that closes the store, which has said already that it is closed."""
+        under_way = self._unlock()
+        self._granted.resolve(None)
+        return under_way
+
+    def _unlock(self) -> Promise[int] | None:
+        return let_go(self._table, self._record("unlock", owner=self.owner))
+
+    def _check_open(self) -> None:
+        if self._core._keyspace is not self._keyspace:
+            raise Closed(f"the store was closed while lock {self._name!r} was waited for")
 
     async def _make(self, until: float | None) -> tuple[int, float] | None:
         waits = until is None or until > time.monotonic()
         while True:
+            self._check_open()
             sent = time.monotonic()
             offset, outcome = await self._ask(waits)
             if outcome.done:
@@ -161,6 +198,7 @@ class _Attempt:
     async def _queue(self, until: float | None) -> tuple[int, float] | None:
         """Wait for one's turn. None: ``until`` came first, or the place in the queue is gone (then ``_queued`` is False)."""
         while True:
+            self._check_open()
             now = time.monotonic()
             held = self._held
             patience = 0.0 if held is None else self._heard + held.holder.ttl_ms / 1000 + self._position(held) * STAGGER - now

@@ -6,11 +6,10 @@ from when it *hears* the renewal, which is later. So a holder knows that it has 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mqkv.errors import Error
 from mqkv.fold import Lock
@@ -26,15 +25,30 @@ if TYPE_CHECKING:
 RENEW, RETRY = 1 / 3, 1 / 20
 #: Seconds between two looks at nothing.
 IDLE = 3600.0
+#: Seconds that letting go may take where nobody waits for it.
+PARTING = 1.0
+
+
+class Waiter(Protocol):
+    """Who waits for a lock."""
+
+    @property
+    def store(self) -> object: ...
+
+    def leave(self) -> Promise[int] | None:
+        """The store is being closed: give up, and let go of the place in the queue; when that is done."""
 
 
 class Lease:
     """A lock that this process holds, as far as it knows. Thread-safe."""
 
-    def __init__(self, table: Table, name: str, owner: str, holder: object, ttl: float, token: int, sent: float) -> None:
+    def __init__(
+        self, table: Table, name: str, owner: str, store: object, holder: object, ttl: float, token: int, sent: float
+    ) -> None:
         self.table = table
         self.name = name
         self.owner = owner
+        self.store = store
         self.holder = holder  #: the thread or task that asked
         self.ttl = ttl
         self.token = token
@@ -62,6 +76,7 @@ class Leases:
         self._log = log
         self._changed = threading.Condition()
         self._leases: list[Lease] = []
+        self._waiters: set[Waiter] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._wakes = 0.0  #: when the thread looks again by itself
@@ -88,19 +103,33 @@ class Leases:
             if lease in self._leases:
                 self._leases.remove(lease)
 
+    def wait(self, waiter: Waiter) -> None:
+        """Have a waiter told when its store is closed, until ``wait_no_more``."""
+        with self._changed:
+            self._waiters.add(waiter)
+
+    def wait_no_more(self, waiter: Waiter) -> None:
+        with self._changed:
+            self._waiters.discard(waiter)
+
+    def leave(self, store: object) -> list[Promise[int]]:
+        """Let go of what a store holds and waits for; what is then under way."""
+        with self._changed:
+            leases = [lease for lease in self._leases if lease.store is store]
+            waiters = [waiter for waiter in self._waiters if waiter.store is store]
+        under_way = [waiter.leave() for waiter in waiters]
+        for lease in leases:
+            lease.lost = True
+            self.remove(lease)
+            under_way.append(let_go(lease.table, lease.record("unlock")))
+        return [promise for promise in under_way if promise is not None]
+
     def close(self) -> None:
-        """Let go of what is held."""
+        """End the thread. The stores have left by then."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            thread, leases = self._thread, list(self._leases)
-        under_way: list[Promise[int]] = []
-        for lease in leases:
-            self.remove(lease)
-            with contextlib.suppress(Error):
-                under_way.append(lease.table.tail.append(to_message(lease.record("unlock"), shared=True), 1.0))
-        for promise in under_way:
-            promise.wait(1.0)
+            thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(5)
 
@@ -148,3 +177,11 @@ class Leases:
                     lease.lost = True
 
         promise.then(settled)
+
+
+def let_go(table: Table, unlock: Record) -> Promise[int] | None:
+    """Say so to the log, as far as it can be reached: or others find out by the ttl."""
+    try:
+        return table.tail.append(to_message(unlock, shared=True), PARTING)
+    except Error:
+        return None

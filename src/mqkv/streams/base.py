@@ -13,6 +13,7 @@ Rules that every engine keeps (``mqkv.testing.EngineContract`` checks them):
 from __future__ import annotations
 
 import enum
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -227,6 +228,14 @@ class Engine(ABC):
     @abstractmethod
     def after_fork(self) -> None:
         """In a forked child: let go of what is shared with the parent, without a word to the other side. Not usable after."""
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    Promise._mutex = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _kept(call: Callable[[], T]) -> Promise[T]:
