@@ -64,7 +64,7 @@ class TestSerializer(OnEveryEngine, _GenericSerializerTestSuite, _GenericBackend
     }
 
 
-class TestSigned(OnEveryEngine, _GenericSerializerTestSuite, _GenericBackendTestSuite, _GenericMutexTestSuite):
+class TestSigned(OnEveryEngine, _GenericBackendTestSuite, _GenericMutexTestSuite):
     arguments = {"secret": "a secret", "distributed_lock": True}  # noqa: RUF012
 
 
