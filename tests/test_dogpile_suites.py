@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from dogpile.testing.fixtures import _GenericBackendTestSuite, _GenericMutexTestSuite, _GenericSerializerTestSuite
+from dogpile.testing.fixtures import (
+    _GenericBackendFixture,
+    _GenericBackendTestSuite,
+    _GenericMutexTestSuite,
+    _GenericSerializerTestSuite,
+)
 
 from mqkv.dogpile import StreamBackend
 
@@ -25,7 +29,7 @@ class OnEveryEngine:
         """The base looks here whether a server is up. Ours must be."""
 
     @pytest.fixture(autouse=True)
-    def _place(self, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def _place(self, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.config_args = {"arguments": {"url": url, "prefix": prefix, **self.arguments}}
         self.made: list[StreamBackend] = []
         build = StreamBackend.__init__
@@ -35,7 +39,6 @@ class OnEveryEngine:
             self.made.append(backend)
 
         monkeypatch.setattr(StreamBackend, "__init__", noted)
-        yield
 
     def teardown_method(self, method: Any) -> None:
         super().teardown_method(method)  # type: ignore[misc]
@@ -45,28 +48,24 @@ class OnEveryEngine:
             backend.close()
 
 
-class TestBackend(OnEveryEngine, _GenericBackendTestSuite):
+class TestRegion(OnEveryEngine, _GenericBackendTestSuite, _GenericMutexTestSuite):
+    arguments = {"distributed_lock": True}  # noqa: RUF012
+
+
+class TestWithoutLock(OnEveryEngine, _GenericBackendTestSuite):
     pass
 
 
-class TestBackendWithLock(OnEveryEngine, _GenericBackendTestSuite):
-    arguments = {"distributed_lock": True}  # noqa: RUF012
+class TestSigned(OnEveryEngine, _GenericBackendTestSuite):
+    arguments = {"distributed_lock": True, "secret": "a secret"}  # noqa: RUF012
 
 
-class TestMutex(OnEveryEngine, _GenericMutexTestSuite):
-    arguments = {"distributed_lock": True}  # noqa: RUF012
+class TestPerKey(OnEveryEngine, _GenericBackendTestSuite, _GenericMutexTestSuite):
+    arguments = {"distributed_lock": True, "layout": "per-key"}  # noqa: RUF012
 
 
-class TestSerializer(OnEveryEngine, _GenericSerializerTestSuite, _GenericBackendTestSuite):
+class TestSerializer(OnEveryEngine, _GenericSerializerTestSuite, _GenericBackendFixture):
     region_args = {  # noqa: RUF012
         "serializer": lambda value: json.dumps(value).encode("ascii"),
         "deserializer": json.loads,
     }
-
-
-class TestSigned(OnEveryEngine, _GenericBackendTestSuite, _GenericMutexTestSuite):
-    arguments = {"secret": "a secret", "distributed_lock": True}  # noqa: RUF012
-
-
-class TestPerKey(OnEveryEngine, _GenericBackendTestSuite, _GenericMutexTestSuite):
-    arguments = {"layout": "per-key", "distributed_lock": True}  # noqa: RUF012
