@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +41,14 @@ def make(url: str, prefix: str) -> Iterator[Make]:
         if number == 0:
             region.actual_backend.store.purge()
         region.actual_backend.close()
+
+
+def test_the_example_runs() -> None:
+    example = Path(__file__).parent.parent / "examples" / "dogpile_region.py"
+    environment = {name: value for name, value in os.environ.items() if name != "MQKV_URL"}
+    done = subprocess.run([sys.executable, example], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" computes ") == 2 and done.stdout.count(" has the report ") == 9
 
 
 # Configuration

@@ -59,7 +59,7 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
         self._store = Store(read.url, codec=codec, **read.store)
         self._options = read
         # Nobody is shown the space, so the URL in it may be the one with the password.
-        self._locks = Locks(self._store, f"{read.url} {prefix}.{name}", read.lock_ttl, read.lock_wait)
+        self._locks = Locks(self._store, read.logger, f"{read.url} {prefix}.{name}", read.lock_ttl, read.lock_wait)
         self._longest = LONGEST_SHARED if read.store["layout"] == "shared" else LONGEST_PER_KEY - len(prefix.encode())
         if read.key_mangler is not None:
             self.key_mangler = read.key_mangler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from typing import Any, NamedTuple
@@ -9,10 +10,11 @@ from typing import Any, NamedTuple
 from dogpile.cache.region import CacheRegion, RegionInvalidationStrategy
 
 from mqkv.dogpile.backend import INVALIDATED, StreamBackend
+from mqkv.dogpile.options import LOGGER
 from mqkv.errors import InvalidOption
 from mqkv.store import Store
 
-_log = logging.getLogger("mqkv.dogpile")
+_log = logging.getLogger(LOGGER)
 
 
 class _Times(NamedTuple):
@@ -93,7 +95,7 @@ class StreamInvalidation(RegionInvalidationStrategy):  # type: ignore[misc, unus
             hard, soft = body.split()
             return _Times(float(hard), float(soft))
         except (AssertionError, ValueError):
-            _log.warning("mqkv: invalidation key=%r status=unreadable", self._key)
+            _log.warning("at=invalidation key=%s status=unreadable", json.dumps(self._key))
             return _Times()
 
     def _store(self) -> Store:

@@ -13,6 +13,7 @@ and forgets it without a word (``get_or_create_multi``, when a later acquire rai
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -27,8 +28,6 @@ from mqkv.errors import Error, LockHeld, LockLost, LockTimeout
 
 #: Seconds for which a refusal counts, and how many are remembered.
 REFUSED, MOST_REFUSED = 1.0, 10_000
-
-_log = logging.getLogger("mqkv.dogpile")
 
 
 class _Gate:
@@ -57,8 +56,9 @@ os.register_at_fork(after_in_child=_after_fork)
 class Locks:
     """The creation locks of a backend: where they are, and how long they take."""
 
-    def __init__(self, store: Store, space: str, ttl: float, timeout: float | None) -> None:
+    def __init__(self, store: Store, logger: logging.Logger, space: str, ttl: float, timeout: float | None) -> None:
         self.store = store
+        self.logger = logger
         self.space = space  #: names the keyspace within this process
         self.ttl = ttl
         self.timeout = timeout
@@ -93,7 +93,7 @@ class StreamMutex(CacheMutex):  # type: ignore[misc, unused-ignore]
     def __init__(self, locks: Locks, name: str) -> None:
         self._locks = locks
         self._name = name
-        self._hold: weakref.finalize[[Lock, _Gate], StreamMutex] | None = None
+        self._hold: weakref.finalize[[Lock, _Gate, logging.Logger], StreamMutex] | None = None
 
     def __repr__(self) -> str:
         held = self._hold is not None and self._hold.alive
@@ -129,7 +129,7 @@ class StreamMutex(CacheMutex):  # type: ignore[misc, unused-ignore]
             if not had:
                 gate.release()
         if had:
-            self._hold = weakref.finalize(self, _abandoned, lock, gate)
+            self._hold = weakref.finalize(self, _abandoned, lock, gate, locks.logger)
             self._hold.atexit = False
         else:
             locks.refused(name)
@@ -152,14 +152,14 @@ class StreamMutex(CacheMutex):  # type: ignore[misc, unused-ignore]
         return self._locks.lock(self._name).locked()
 
 
-def _let_go(lock: Lock, gate: _Gate) -> None:
+def _let_go(lock: Lock, gate: _Gate, logger: logging.Logger) -> None:
     try:
         lock.release()
     except Error as error:
-        _log.warning("mqkv: lock name=%r status=lost error=%s", lock.name, type(error).__name__)
+        logger.warning("at=lock name=%s status=lost error=%s", json.dumps(lock.name), type(error).__name__)
     finally:
         gate.release()
 
 
-def _abandoned(lock: Lock, gate: _Gate) -> None:
-    threading.Thread(target=_let_go, args=(lock, gate), name="mqkv-dogpile-let-go", daemon=True).start()
+def _abandoned(lock: Lock, gate: _Gate, logger: logging.Logger) -> None:
+    threading.Thread(target=_let_go, args=(lock, gate, logger), name="mqkv-dogpile-let-go", daemon=True).start()

@@ -17,6 +17,9 @@ from mqkv.errors import InvalidOption
 #: For how many seconds a holder of the creation lock may be silent before others take it.
 LOCK_TIMEOUT = 30.0
 
+#: The logger of those who give none.
+LOGGER = "mqkv.dogpile"
+
 _STORE = {"prefix", "name", "layout", "read_timeout", "write_timeout", "max_entries", "max_staleness"}
 _OWN = {
     *("url", "confirm", "logger", "secret", "key_mangler", "mqkv_expiration_time", "redis_expiration_time"),
@@ -37,6 +40,7 @@ class Options(NamedTuple):
 
     url: str
     store: dict[str, Any]  #: options of :class:`mqkv.Store`
+    logger: logging.Logger
     secret: bytes | None
     ttl: float | None  #: seconds that a value is kept; None: for good
     key_mangler: Callable[[str], str] | None
@@ -56,10 +60,11 @@ def read(arguments: Mapping[str, Any]) -> Options:
         raise InvalidOption("the mqkv backend needs a url: arguments={'url': 'amqp://user:password@host/vhost'}")
     store = {name: given[name] for name in _STORE & given.keys()}
     store["confirm"] = _flag(given, "confirm", True)
-    store["logger"] = _logger(given.get("logger"))
+    store["logger"] = logger = _logger(given.get("logger"))
     return Options(
         url=given["url"],
         store=store,
+        logger=logger,
         secret=_secret(given.get("secret")),
         ttl=_ttl(given),
         key_mangler=_key_mangler(given.get("key_mangler")),
@@ -122,10 +127,10 @@ def _key_mangler(value: Any) -> Callable[[str], str] | None:
     return mangler
 
 
-def _logger(value: object) -> logging.Logger | None:
-    if isinstance(value, str):
-        return logging.getLogger(value)
-    if value is None or isinstance(value, logging.Logger):
+def _logger(value: object) -> logging.Logger:
+    if value is None or isinstance(value, str):
+        return logging.getLogger(value or LOGGER)
+    if isinstance(value, logging.Logger):
         return value
     raise InvalidOption(f"logger is a logging.Logger or the name of one, not {type(value).__name__}")
 
