@@ -22,6 +22,7 @@ from mqkv.dogpile import StreamBackend, StreamMutex
 from test_fork import in_child
 
 Make = Callable[..., StreamBackend]
+PLACES = ["file", pytest.param("amqp", marks=pytest.mark.broker)]
 
 
 @pytest.fixture
@@ -159,6 +160,86 @@ def test_who_was_refused_does_not_write_a_record_a_time(make: Make) -> None:
     other.release()
 
 
+def test_threads_that_wait_together_are_one_in_the_stream(url: str, prefix: str) -> None:
+    region = make_region()
+    region.configure("mqkv", arguments={"url": url, "prefix": prefix, "distributed_lock": True})
+    before = records(region.backend)
+    created: list[float] = []
+
+    def create() -> int:
+        time.sleep(0.3)
+        created.append(time.monotonic())
+        return 1
+
+    def ask(_: int) -> float:
+        assert region.get_or_create("k", create) == 1
+        return time.monotonic()
+
+    with ThreadPoolExecutor(30) as threads:
+        done = list(threads.map(ask, range(30)))
+    assert len(created) == 1 and max(done) - created[0] < 2
+    assert records(region.backend) - before < 10
+    assert not region.key_is_locked("k")
+    region.backend.store.purge()
+    region.backend.close()
+
+
+@pytest.mark.parametrize("url", PLACES, indirect=True)
+def test_a_crowd_of_threads_does_not_keep_another_process_out(make: Make, url: str) -> None:
+    backend, other = make(), make(url=elsewhere(url))
+    stop = threading.Event()
+    inside: list[int] = []
+
+    def work() -> None:
+        while not stop.is_set():
+            mutex = mutex_of(backend)
+            mutex.acquire()
+            inside.append(len(inside))
+            time.sleep(0.01)
+            mutex.release()
+
+    with ThreadPoolExecutor(4) as threads:
+        working = [threads.submit(work) for _ in range(4)]
+        try:
+            for _ in range(5):
+                mutex = mutex_of(other)
+                began = time.monotonic()
+                assert mutex.acquire()
+                assert time.monotonic() - began < 2
+                count = len(inside)
+                time.sleep(0.05)
+                assert len(inside) == count  # nobody else has it
+                mutex.release()
+        finally:
+            stop.set()
+        for each in working:
+            each.result(10)
+
+
+class Interrupted(BaseException):
+    """What a signal's handler may raise."""
+
+
+def test_who_is_interrupted_in_the_queue_leaves_it_in_order(make: Make) -> None:
+    mutex = mutex_of(make())
+    mutex.acquire()
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Interrupted):
+            mutex.acquire()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    mutex.release()
+    assert not mutex.locked()
+    assert mutex.acquire(False)
+    mutex.release()
+
+
 def test_a_lease_that_was_lost_is_a_warning_only(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     backend = make()
     region = make_region()
@@ -198,7 +279,6 @@ def test_a_child_is_not_stopped_by_what_threads_of_its_parent_hold(make: Make) -
 
 # Several processes
 
-PLACES = ["file", pytest.param("amqp", marks=pytest.mark.broker)]
 PROCESS = """
 import sys, time
 from dogpile.cache import make_region

@@ -4,8 +4,8 @@ dogpile shares one mutex object of a key among all threads of a region, releases
 and forgets it without a word (``get_or_create_multi``, when a later acquire raises). :class:`mqkv.Lock` is one owner's. Hence:
 
 1. Each acquire makes a lock of its own.
-2. A gate goes before it, one a key in the process. Threads wait there, so that a process stands in the stream's queue once; and
-   who holds the gate may be any thread, since a second acquire by the same thread is one like any other to dogpile.
+2. A gate goes before it, one a key in the process (see ``gate``). Who is past it may be any thread, since a second acquire by
+   the same thread is one like any other to dogpile.
 3. A mutex that is collected while it is held lets go, in a thread of its own: a collector runs anywhere, where nothing may wait.
 4. Every reader of an expired value tries the lock. Who was refused lately asks its memory first, so that a slow creation does not
    cost the log a record a read; and now and then the log, since only a record can break the lease of a holder that died.
@@ -13,44 +13,19 @@ and forgets it without a word (``get_or_create_multi``, when a later acquire rai
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
 import time
 import weakref
 
 from dogpile.cache.api import CacheMutex
-from dogpile.util import NameRegistry
 
 from mqkv import Lock, Store
-from mqkv.errors import Error, LockHeld, LockLost, LockTimeout
+from mqkv.dogpile.gate import Gate, gate_of
+from mqkv.errors import LockHeld, LockLost, LockTimeout
 
 #: Seconds for which a refusal counts, and how many are remembered.
 REFUSED, MOST_REFUSED = 1.0, 10_000
-
-
-class _Gate:
-    """A ``threading.Lock`` that can be referred to weakly on every Python."""
-
-    def __init__(self, identifier: object) -> None:
-        self._lock = threading.Lock()
-        self.release = self._lock.release
-
-    def acquire(self, timeout: float | None) -> bool:
-        return self._lock.acquire(timeout=-1 if timeout is None else timeout)
-
-
-_gates = NameRegistry(_Gate)
-
-
-def _after_fork() -> None:
-    """What threads of the parent hold must not stop the child."""
-    global _gates
-    _gates = NameRegistry(_Gate)
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 class Locks:
@@ -67,9 +42,8 @@ class Locks:
     def lock(self, name: str) -> Lock:
         return self.store.lock(name, ttl=self.ttl)
 
-    def gate(self, name: str) -> _Gate:
-        gate: _Gate = _gates.get(f"{self.space} {name}")
-        return gate
+    def gate(self, name: str) -> Gate:
+        return gate_of(f"{self.space} {name}")
 
     def refused(self, name: str) -> None:
         if len(self._refused) >= MOST_REFUSED:
@@ -93,7 +67,7 @@ class StreamMutex(CacheMutex):  # type: ignore[misc, unused-ignore]
     def __init__(self, locks: Locks, name: str) -> None:
         self._locks = locks
         self._name = name
-        self._hold: weakref.finalize[[Lock, _Gate, logging.Logger], StreamMutex] | None = None
+        self._hold: weakref.finalize[[Gate, Lock, logging.Logger], StreamMutex] | None = None
 
     def __repr__(self) -> str:
         held = self._hold is not None and self._hold.alive
@@ -118,18 +92,20 @@ class StreamMutex(CacheMutex):  # type: ignore[misc, unused-ignore]
         gate, lock = locks.gate(name), locks.lock(name)
         if not wait and locks.was_refused(name) and lock.locked():
             return False
-        if not gate.acquire(timeout):
+        if not gate.enter(timeout):
             return False
+        lock = gate.inherit() or lock
         try:
-            had = lock.acquire(None if timeout is None else max(timeout - (time.monotonic() - begun), 0.0))
+            had = lock.owned() or lock.acquire(None if timeout is None else max(timeout - (time.monotonic() - begun), 0.0))
         except LockHeld:  # taken by this thread, past the gate
             if wait:
                 raise
         finally:
             if not had:
-                gate.release()
+                gate.leave(None, locks.logger)
         if had:
-            self._hold = weakref.finalize(self, _abandoned, lock, gate, locks.logger)
+            # Before anything else: a lock that nobody is known to hold would be renewed for ever.
+            self._hold = weakref.finalize(self, _abandoned, gate, lock, locks.logger)
             self._hold.atexit = False
         else:
             locks.refused(name)
@@ -145,21 +121,13 @@ class StreamMutex(CacheMutex):  # type: ignore[misc, unused-ignore]
         held = None if hold is None else hold.detach()
         if held is None:
             raise LockLost(f"the creation lock {self._name!r} is not held by this mutex")
-        _let_go(*held[2])
+        gate, lock, logger = held[2]
+        gate.leave(lock, logger)
 
     def locked(self) -> bool:
         """Whether anybody holds it, here or in another process, as far as this process's memory knows."""
         return self._locks.lock(self._name).locked()
 
 
-def _let_go(lock: Lock, gate: _Gate, logger: logging.Logger) -> None:
-    try:
-        lock.release()
-    except Error as error:
-        logger.warning("at=lock name=%s status=lost error=%s", json.dumps(lock.name), type(error).__name__)
-    finally:
-        gate.release()
-
-
-def _abandoned(lock: Lock, gate: _Gate, logger: logging.Logger) -> None:
-    threading.Thread(target=_let_go, args=(lock, gate, logger), name="mqkv-dogpile-let-go", daemon=True).start()
+def _abandoned(gate: Gate, lock: Lock, logger: logging.Logger) -> None:
+    threading.Thread(target=gate.leave, args=(lock, logger), name="mqkv-dogpile-let-go", daemon=True).start()
