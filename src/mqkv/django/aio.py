@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
@@ -48,13 +48,18 @@ class AsyncMethods:
     make_and_validate_key: Callable[..., str]
     get_backend_timeout: Callable[..., float | None]
     _replaced: ClassVar[frozenset[str]]
-    _shared: Shared
     _ignore: bool
-    _resting: bool
     _failed: Callable[..., Any]
     _own_prefix: Callable[[], str]
     _pattern: Callable[..., str]
     _given: Callable[..., str]
+
+    if TYPE_CHECKING:
+
+        @property
+        def _shared(self) -> Shared: ...
+        @property
+        def _resting(self) -> bool: ...
 
     async def _ado(self, dropped: Any, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call the store; ``dropped`` where that fails and failures are ignored."""

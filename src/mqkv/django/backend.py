@@ -112,7 +112,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
             timeout = self.default_timeout
         if timeout is None:
             return None
-        return 0 if timeout <= 0 else min(timeout, _LONGEST)  # type: ignore[no-any-return]
+        return 0 if timeout <= 0 else min(timeout, _LONGEST)
 
     # When something goes wrong
 

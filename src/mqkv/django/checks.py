@@ -13,7 +13,7 @@ mqkv.W004  (deploy) amqp:// without TLS to a broker that is not on this machine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,7 +42,7 @@ def _params(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if name not in ("BACKEND", "LOCATION")}
 
 
-@checks.register(checks.Tags.caches)
+@checks.register(checks.Tags.caches)  # type: ignore[untyped-decorator]
 def check_entries(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
     """Each entry can be built, and is safe."""
     found: list[checks.CheckMessage] = []
@@ -59,7 +59,7 @@ def check_entries(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMe
             continue
         options = read_options(_params(entry))
         if not options.get("signed", True) and options.get("serializer", "pickle") not in ("json", "msgpack"):
-            problem = "values are not signed, and the serializer is not json or msgpack: whoever may publish to the broker can run code here."
+            problem = "values are not signed, nor JSON or msgpack: whoever may publish to the broker can run code here."
             hint = "Remove OPTIONS['signed'], or set OPTIONS['serializer'] to 'json' or 'msgpack'."
             found.append(checks.Warning(f"{subject}: {problem}", hint=hint, id="mqkv.W001"))
         unknown = sorted(str(name) for name in _params(entry) if name not in TOP_LEVEL)
@@ -69,7 +69,7 @@ def check_entries(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMe
     return found
 
 
-@checks.register(checks.Tags.caches, deploy=True)
+@checks.register(checks.Tags.caches, deploy=True)  # type: ignore[untyped-decorator]
 def check_brokers(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
     """Brokers on other machines are not spoken to in the clear, nor as guest."""
     found: list[checks.CheckMessage] = []
@@ -85,11 +85,14 @@ def check_brokers(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMe
             continue
         if not scheme.startswith("amqp") or all(host in _HERE for host in hosts):
             continue
-        warn: Callable[[str, str, str], None] = lambda id, problem, hint, alias=alias: found.append(  # noqa: E731
-            checks.Warning(f"CACHES[{alias!r}]: {problem}", hint=hint, id=f"mqkv.{id}")
-        )
         if user in (None, "guest"):
-            warn("W003", "the user is guest, on a broker that is not on this machine.", "Make a user for this project, with a password.")
+            hint = "Make a user for this project, with a password."
+            found.append(_warning(alias, "W003", "the user is guest, on a broker that is not on this machine.", hint))
         if scheme == "amqp":
-            warn("W004", "values and the password travel in the clear.", "Use amqps://, or a network that nobody else is in.")
+            hint = "Use amqps://, or a network that nobody else is in."
+            found.append(_warning(alias, "W004", "values and the password travel in the clear.", hint))
     return found
+
+
+def _warning(alias: str, number: str, problem: str, hint: str) -> checks.CheckMessage:
+    return checks.Warning(f"CACHES[{alias!r}]: {problem}", hint=hint, id=f"mqkv.{number}")

@@ -8,7 +8,7 @@ over the cache (its keyspace), the content type, the full key and the payload: a
 another cache, or as another type. Rules:
 
 1. Nothing of a body is decoded, and nothing decompressed, before its signature is checked.
-2. Numbers are JSON and not signed, since every process must be able to add to them (``incr``): a number can be forged, and is data.
+2. Numbers are JSON and not signed, since everybody must be able to add to them (``incr``): a number can be forged, and is data.
 3. Unreadable is absent: forged, truncated, replayed, of another serializer, or of a class that is gone.
 """
 
@@ -50,8 +50,8 @@ class Kind(NamedTuple):
 class SignedCodec:
     """The codec of a :class:`mqkv.django.StreamCache`. Thread-safe.
 
-    ``secrets``: the first signs, all are taken; none: bodies are not signed. ``context`` names the keyspace. ``compress_over`` and
-    ``max_length`` are bytes: what is larger is compressed, and nothing that decompresses to more is read.
+    ``secrets``: the first signs, all are taken; none: bodies are not signed. ``context`` names the keyspace. ``compress_over``
+    and ``max_length`` are bytes: what is larger is compressed, and nothing that decompresses to more is read.
     """
 
     unreadable_is_absent = True
@@ -78,8 +78,10 @@ class SignedCodec:
         self._compress_over, self._max_length = compress_over, max_length
         family = f"application/x-mqkv-django{'' if secrets else '-unsigned'}; as="
         # Ours take a view of the body; those of others get bytes.
-        loads: dict[str, Callable[[Any], Any]] = {label: serializer.loads if plain_text else lambda view: serializer.loads(bytes(view))}
-        if plain_text:
+        loads: dict[str, Callable[[Any], Any]] = {label: serializer.loads}
+        if not plain_text:
+            loads[label] = lambda view: serializer.loads(bytes(view))
+        else:
             loads |= {"str": _text, "bytes": bytes, "constant": _constant}
         self._types: dict[str, Kind] = {}
         for name, load in loads.items():
@@ -91,15 +93,13 @@ class SignedCodec:
         self._known_bytes = 0
         self._lock = threading.Lock()
 
-    def encode_for(self, key: str, value: object) -> tuple[bytes, str | None]:
+    def encode_for(self, key: str, value: Any) -> tuple[bytes, str | None]:
         kind = type(value)
-        if kind is int and _SMALLEST <= value <= _LARGEST:  # type: ignore[operator]
-            return b"%d" % value, NUMBER  # type: ignore[str-bytes-safe, operator]
-        if kind is float and math.isfinite(value):  # type: ignore[arg-type]
+        if (kind is int and _SMALLEST <= value <= _LARGEST) or (kind is float and math.isfinite(value)):
             return repr(value).encode(), NUMBER
         if kind is str and self._plain_text:
             try:
-                payload, content_type = value.encode(), f"{self._family}str"  # type: ignore[attr-defined]
+                payload, content_type = value.encode(), f"{self._family}str"
             except UnicodeEncodeError:  # lone surrogates
                 payload, content_type = self._dumps(value), f"{self._family}{self._label}"
         elif kind is bytes and self._plain_text:
@@ -112,7 +112,9 @@ class SignedCodec:
             raise InvalidValue(f"the serializer gave {type(payload).__name__} for key {key!r}, not bytes")
         if self._compressor is not None and len(payload) > self._compress_over:
             if len(payload) > self._max_length:
-                raise InvalidValue(f"the value of key {key!r} takes {len(payload)} bytes, and max_decompressed is {self._max_length}")
+                raise InvalidValue(
+                    f"the value of key {key!r} takes {len(payload)} bytes, and max_decompressed is {self._max_length}"
+                )
             packed = self._compressor.compress(payload)
             if len(packed) < len(payload):
                 payload, content_type = packed, content_type + self._packed

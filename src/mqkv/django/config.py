@@ -141,7 +141,9 @@ def check_params(params: Mapping[str, Any]) -> None:
     """What Django would take in silence, and replace by a default of its own."""
     timeout = params.get("timeout", params.get("TIMEOUT", 300))
     if timeout is not None and not _is_whole(timeout):
-        raise InvalidCacheOption("TIMEOUT", "it is not a number of seconds", "Give a number, or None for values that never expire.")
+        raise InvalidCacheOption(
+            "TIMEOUT", "it is not a number of seconds", "Give a number, or None for values that never expire."
+        )
     if not isinstance(params.get("KEY_PREFIX", ""), str):
         raise InvalidCacheOption("KEY_PREFIX", "it is not a str", "Give a str, or leave it out.")
     if not _is_whole(params.get("VERSION", 1)) or isinstance(params.get("VERSION", 1), float):
@@ -172,7 +174,9 @@ def import_option(setting: str, path: Any) -> Any:
     try:
         return import_string(path)
     except ImportError as error:
-        raise InvalidCacheOption(setting, f"{path!r} can't be imported ({error})", "Give a dotted path: 'package.module.Name'.") from error
+        raise InvalidCacheOption(
+            setting, f"{path!r} can't be imported ({error})", "Give a dotted path: 'package.module.Name'."
+        ) from error
 
 
 def read_location(location: Any) -> str:
@@ -211,7 +215,9 @@ def embedded_url() -> str:
     folder.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and (folder.is_symlink() or folder.stat().st_uid != user):
         # Anybody may make a folder there first, and then read what we put in.
-        raise InvalidCacheOption("LOCATION", f"the folder {folder} is not this user's own", "Set LOCATION to file:///a/folder/of/yours.")
+        raise InvalidCacheOption(
+            "LOCATION", f"the folder {folder} is not this user's own", "Set LOCATION to file:///a/folder/of/yours."
+        )
     return folder.as_uri()
 
 

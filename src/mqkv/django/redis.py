@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, default_key_func
 
@@ -32,9 +32,13 @@ class RedisMethods:
     make_and_validate_key: Callable[..., str]
     make_key: Callable[..., str]
     touch: Callable[..., bool]
-    _store: mqkv.Store
     _reverse_key: Callable[[str], str] | None
     _do: Callable[..., Any]
+
+    if TYPE_CHECKING:
+
+        @property
+        def _store(self) -> mqkv.Store: ...
 
     # Times to live
 

@@ -18,7 +18,7 @@ class Serializer(Protocol):
 
 
 class PickleSerializer:
-    """Anything that pickles. To unpickle is to run what the bytes say: only for signed values, or where every publisher is trusted."""
+    """Anything that pickles. To unpickle is to run what the bytes say: for signed values, or where every publisher is trusted."""
 
     def dumps(self, value: Any) -> bytes:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
@@ -28,7 +28,7 @@ class PickleSerializer:
 
 
 class JSONSerializer:
-    """What JSON has, as ``DjangoJSONEncoder`` writes it: tuples come back as lists, dates and decimals as str, keys of dicts as str."""
+    """What JSON has, as ``DjangoJSONEncoder`` writes it: tuples come back as lists; dates, decimals and keys of dicts as str."""
 
     def dumps(self, value: Any) -> bytes:
         return json.dumps(value, cls=DjangoJSONEncoder, separators=(",", ":")).encode()

@@ -35,7 +35,7 @@ class Shared:
         self.config = config
         self.codec = _codec(config)
         self._paused_until = 0.0
-        self.store = self._open(mqkv.Store)
+        self.store: mqkv.Store = self._open(mqkv.Store)
         self._async_store: mqkv.AsyncStore | None = None
 
     def _open(self, kind: Any) -> Any:
@@ -114,7 +114,9 @@ def _codec(config: StoreConfig) -> SignedCodec:
     serializer, label, ours = _made(config.serializer, SERIALIZERS, "OPTIONS['serializer']", ("dumps", "loads"))
     compressor = compressor_label = None
     if config.compressor is not None:
-        compressor, compressor_label, _ = _made(config.compressor, COMPRESSORS, "OPTIONS['compressor']", ("compress", "decompress"))
+        compressor, compressor_label, _ = _made(
+            config.compressor, COMPRESSORS, "OPTIONS['compressor']", ("compress", "decompress")
+        )
         if not config.secrets and len(inspect.signature(compressor.decompress).parameters) < 2:
             hint = "Give it a second parameter max_length, or leave values signed."
             raise InvalidCacheOption("OPTIONS['compressor']", "its decompress has no bound, and values are not signed", hint)
@@ -136,7 +138,9 @@ def _made(given: Any, known: dict[str, Any], setting: str, methods: tuple[str, s
     if isinstance(given, str) and given.lower() in known:
         return known[given.lower()](), given.lower(), True
     if isinstance(given, str) and "." not in given:
-        raise InvalidCacheOption(setting, f"{given!r} is not known", f"Known: {', '.join(known)}; or give a dotted path or an object.")
+        raise InvalidCacheOption(
+            setting, f"{given!r} is not known", f"Known: {', '.join(known)}; or give a dotted path or an object."
+        )
     found = given.value if isinstance(given, Same) else import_option(setting, given)
     if isinstance(found, type):
         try:

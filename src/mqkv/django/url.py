@@ -18,7 +18,7 @@ def cache_url(url: str) -> dict[str, Any]:
     ``key_prefix``, ``version``, ``key_function``, and all OPTIONS) goes to its place, what it says of the connection stays. The
     rest of the URL is left as it is. ``timeout=none`` is for values that never expire.
     """
-    head, mark, query = url.partition("?")
+    head, _, query = url.partition("?")
     entry: dict[str, Any] = {"BACKEND": "mqkv.django.StreamCache"}
     options: dict[str, Any] = {}
     kept: list[tuple[str, str]] = []
