@@ -97,8 +97,11 @@ class AsyncMethods:
             return value
         if callable(default):
             default = default()
-        await self.aadd(key, default, timeout=timeout, version=version)
-        # Another may have been quicker: then it is theirs that counts.
+        if not await self.aadd(key, default, timeout=timeout, version=version):
+            value = await self.aget(key, _ABSENT, version=version)
+            if value is not _ABSENT:
+                return value
+            await self.aset(key, default, timeout=timeout, version=version)
         return await self.aget(key, default, version=version)
 
     @mirror

@@ -45,6 +45,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
 
     _replaced: ClassVar[frozenset[str]] = frozenset()
     _broken: InvalidCacheOption | None = None
+    _ignore = False
 
     def __init__(self, location: Any, params: Mapping[str, Any]) -> None:
         try:
@@ -58,8 +59,8 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
 
     def _configure(self, location: Any, params: Mapping[str, Any]) -> None:
         check_params(params)
-        super().__init__(params)
         options = read_options(params)
+        super().__init__({**params, "OPTIONS": params.get("OPTIONS") or {}})
         self._location, self._options = location, options
         self._ignore = options.get("ignore_exceptions", False)
         self._log_ignored = options.get("log_ignored_exceptions", True)
@@ -160,6 +161,20 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
 
     def has_key(self, key: Any, version: int | None = None) -> bool:
         return self.get(key, _ABSENT, version=version) is not _ABSENT
+
+    def get_or_set(self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> Any:
+        value = self.get(key, _ABSENT, version=version)
+        if value is not _ABSENT:
+            return value
+        if callable(default):
+            default = default()
+        if not self.add(key, default, timeout=timeout, version=version):
+            # Another was quicker: then it is theirs that counts. Or what is there can't be read, by anybody.
+            value = self.get(key, _ABSENT, version=version)
+            if value is not _ABSENT:
+                return value
+            self.set(key, default, timeout=timeout, version=version)
+        return self.get(key, default, version=version)
 
     # Writing
 
