@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 BASE_DIR = Path(__file__).parent
@@ -31,5 +32,12 @@ TEMPLATES = [
         "OPTIONS": {"context_processors": ["django.contrib.messages.context_processors.messages"]},
     }
 ]
-CACHES = {"default": {"BACKEND": "mqkv.django.StreamCache", "LOCATION": "memory://"}}
+# Servers that tests start are told by the environment.
+CACHES = {
+    "default": {
+        "BACKEND": "mqkv.django.StreamCache",
+        "LOCATION": os.environ.get("MQKV_PROJECT_URL", "memory://"),
+        "OPTIONS": {"prefix": os.environ.get("MQKV_PROJECT_PREFIX", "project"), "read_timeout": 5},
+    }
+}
 SESSION_ENGINE = "django.contrib.sessions.backends.cache"
