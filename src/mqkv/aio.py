@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from mqkv import check
 from mqkv.codecs import DEFAULT, Codec, KeyedCodec
-from mqkv.core import ABSENT, Entry
+from mqkv.core import ABSENT, ASK, Entry
 from mqkv.lock import _OWN, LockCore
 from mqkv.streams.base import Promise
 from mqkv.waiting import Wait, Waiting
@@ -104,6 +104,10 @@ class AsyncStore(Verbs):
                 expires = shown[1]
                 if expires is None or self._clock() < expires:
                     return shown[0]
+            else:
+                cell = keyspace.at_hand(key)
+                if cell is not ASK:
+                    return self._value(key, cell, default) if cell is not None else self._absent(key, default)
         return await self._run(self._read(key, default, fresh))
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
