@@ -36,7 +36,7 @@ _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _CONSTANTS: dict[bytes, object] = {b"none": None, b"true": True, b"false": False}
 
 #: How many bodies, and bytes of them, are known to be signed well, so that each is checked once and not at every read.
-_KNOWN, _KNOWN_BYTES = 16_384, 64 * 2**20
+_KNOWN, _KNOWN_BYTES = 65_536, 64 * 2**20
 
 
 class Kind(NamedTuple):
@@ -89,7 +89,7 @@ class SignedCodec:
             if compressor is not None:
                 self._types[f"{family}{name}; in={compressor_label}"] = Kind(load, True, False)
         self._family, self._label, self._packed = family, label, f"; in={compressor_label}"
-        self._known: dict[str, bytes] = {}
+        self._known: dict[str, tuple[bytes, str, Kind, memoryview]] = {}
         self._known_bytes = 0
         self._lock = threading.Lock()
 
@@ -125,17 +125,23 @@ class SignedCodec:
     def decode_for(self, key: str, body: bytes, content_type: str | None) -> object:
         if content_type == NUMBER:
             return _number(body)
+        known = self._known.get(key)
+        if known is not None and known[0] is body and known[1] == content_type:
+            return self._load(key, known[2], known[3])
         kind = self._types.get(content_type or "")
         if kind is None:
             raise UnreadableValue(f"the value of key {key!r} was not written by a cache of this configuration")
         if body[:1] != _FORMAT:
             raise UnreadableValue(f"the value of key {key!r} is of a format that this version does not know")
         if not self._keys:
-            payload = memoryview(body)[1:]
-        else:
-            payload = memoryview(body)[_HEAD:]
-            if self._known.get(key) is not body:
-                self._check(key, content_type or "", body, payload)
+            return self._load(key, kind, memoryview(body)[1:])
+        payload = memoryview(body)[_HEAD:]
+        self._check(key, content_type or "", body[1:_HEAD], payload)
+        if not kind.shared:
+            self._remember(key, body, content_type or "", kind, payload)
+        return self._load(key, kind, payload)
+
+    def _load(self, key: str, kind: Kind, payload: memoryview) -> object:
         try:
             if kind.compressed:
                 assert self._decompress is not None
@@ -151,21 +157,19 @@ class SignedCodec:
         kind = self._types.get(content_type or "")
         return kind is not None and kind.shared
 
-    def _check(self, key: str, content_type: str, body: bytes, payload: memoryview) -> None:
-        given = body[1:_HEAD]
+    def _check(self, key: str, content_type: str, given: bytes, payload: memoryview) -> None:
         if not any(hmac.compare_digest(given, self._signature(secret, key, content_type, payload)) for secret in self._keys):
             raise UnreadableValue(f"the value of key {key!r} is not signed by this project, for this key")
-        self._remember(key, body)
 
-    def _remember(self, key: str, body: bytes) -> None:
-        # By key and identity: a body that was checked under one key proves nothing under another, and bytes don't change.
+    def _remember(self, key: str, body: bytes, content_type: str, kind: Kind, payload: memoryview) -> None:
+        # By key, identity and type: what was checked as one thing proves nothing of another; and bytes don't change.
         with self._lock:
             old = self._known.get(key)
-            self._known_bytes += len(body) - (0 if old is None else len(old))
+            self._known_bytes += len(body) - (0 if old is None else len(old[0]))
             if self._known_bytes > _KNOWN_BYTES or len(self._known) >= _KNOWN:
                 self._known.clear()
                 self._known_bytes = len(body)
-            self._known[key] = body
+            self._known[key] = body, content_type, kind, payload
 
     def _signature(self, secret: bytes, key: str, content_type: str, payload: bytes | memoryview) -> bytes:
         name, kind = key.encode("utf-8", "surrogatepass"), content_type.encode()
