@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Store(Verbs):
     """A key-value store on streams. Thread-safe, and safe to use after a fork.
 
-    ``url`` is ``amqp://user:password@host:port/vhost``, ``amqps://...``, ``file:///folder`` or ``memory://``. Nothing is
-    connected to before the first call.
+    ``url`` is ``amqp://user:password@host:port/vhost``, ``amqps://...``, ``file:///folder`` or ``memory://``; the nodes of a
+    cluster stand in one: ``amqp://user:password@one,two:5673/vhost``. Nothing is connected to before the first call.
 
     ``layout="per-key"`` keeps a stream a key (a few thousand long-lived keys, whose history matters); ``layout="shared"`` keeps
     all keys of ``name`` in one stream (any number of keys). ``read_timeout`` bounds, in seconds, how long a read may wait: past
