@@ -23,6 +23,18 @@ def test_everything_is_decoded_once() -> None:
     assert parse("amqp://[::1]:5672").host == "::1"
 
 
+def test_the_nodes_of_a_cluster() -> None:
+    url = parse("amqp://user:s3cret@one,two:5673,[::1]:5674/v%2Fh?heartbeat=10")
+    assert str(url) == "amqp://user:***@one:5672,two:5673,[::1]:5674/v%2Fh"
+    assert [(node.host, node.port) for node in url.nodes] == [("one", 5672), ("two", 5673), ("::1", 5674)]
+    assert url.nodes[1] == parse("amqp://user:s3cret@two:5673/v%2Fh?heartbeat=10")
+    assert parse("amqp://user:a,b@one").nodes == [parse("amqp://user:a,b@one")]
+    for text in ("amqp://one,", "amqp://,two", "amqp://one,,two", "amqp://u:s3cret@one,two:port"):
+        with pytest.raises(mqkv.InvalidURL) as caught:
+            parse(text)
+        assert "s3cret" not in str(caught.value)
+
+
 def test_embedded_places() -> None:
     assert parse("memory://").path == "" and parse("memory://name").path == "name"
     assert parse("file:///var/lib/kv/") == parse("file:///var/lib/kv") and parse("file:///a%20b").path == "/a b"

@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from mqkv import check
 from mqkv.codecs import DEFAULT, Codec, KeyedCodec
-from mqkv.core import ABSENT, Entry
+from mqkv.core import ABSENT, ASK, Entry
 from mqkv.errors import Error
 from mqkv.lock import _OWN, LockCore
 from mqkv.streams.base import Promise
@@ -30,7 +31,7 @@ T = TypeVar("T")
 #: Threads for engines that wait in their caller's thread.
 THREADS = 4
 
-#: Calls of one store that wait for an engine at once. More would make the engine hold up the loop.
+#: Calls of one store, in one loop, that wait for an engine at once. More would make the engine hold up the loop.
 UNDER_WAY = 1_024
 
 
@@ -38,7 +39,7 @@ class AsyncStore(Verbs):
     """A key-value store on streams, for asyncio. Takes the options of :class:`mqkv.Store`, and shares its connections and tables.
 
     ``async with mqkv.AsyncStore(url) as store: await store.set("k", "v")``. Each method means and raises what its namesake of
-    :class:`mqkv.Store` does. Use it from one event loop; a call that is cancelled leaves nothing behind, but a write that was
+    :class:`mqkv.Store` does. Use it from any event loop; a call that is cancelled leaves nothing behind, but a write that was
     under way may still happen.
     """
 
@@ -74,15 +75,23 @@ class AsyncStore(Verbs):
             max_staleness=max_staleness,
             clock=clock,
         )
-        self._room = asyncio.Semaphore(UNDER_WAY)
+        self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._pool: ThreadPoolExecutor | None = None
 
     async def _run(self, coroutine: Waiting[T]) -> T:
-        async with self._room:
+        async with self._room():
             return await self._drive(coroutine)
 
     async def _drive(self, coroutine: Waiting[T]) -> T:
         return await drive(coroutine, self._threads() if self._keyspace.blocks else None)
+
+    def _room(self) -> asyncio.Semaphore:
+        """The running loop's own: a semaphore knows one loop, and no threads."""
+        loop = asyncio.get_running_loop()
+        room = self._rooms.get(loop)
+        if room is None:
+            room = self._rooms[loop] = asyncio.Semaphore(UNDER_WAY)
+        return room
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
@@ -106,6 +115,10 @@ class AsyncStore(Verbs):
                 expires = shown[1]
                 if expires is None or self._clock() < expires:
                     return shown[0]
+            else:
+                cell = keyspace.at_hand(key)
+                if cell is not ASK:
+                    return self._value(key, cell, default) if cell is not None else self._absent(key, default)
         return await self._run(self._read(key, default, fresh))
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mqkv.errors import (
 )
 from mqkv.fold import Cell
 from mqkv.layout import Keyspace, Options
+from mqkv.layout.base import ASK as ASK
 from mqkv.layout.base import NOTHING
 from mqkv.layout.leases import PARTING
 from mqkv.logfmt import Log
@@ -46,6 +47,7 @@ class _Nowhere:
     """What a store holds while it has no keyspace: after close, and in a forked child before its first call."""
 
     cells = NOTHING
+    at_hand = staticmethod(lambda key: ASK)
     signal = (0,)
     seen = 0
     blocks = True  # the first call after a fork may open what it needs
@@ -165,7 +167,10 @@ class Core:
 
     def _value(self, key: str, cell: Cell | None, default: Any, *, expired: bool = False) -> Any:
         """The value of a cell; ``default`` for none, or for one that has expired."""
-        if cell is None or (not expired and self._expired(cell)):
+        if cell is None:
+            return default
+        expires_ms = cell.expires_ms
+        if expires_ms is not None and not expired and self._clock() * 1000 >= expires_ms:
             return default
         try:
             if cell.content_encoding is not None:
@@ -179,6 +184,11 @@ class Core:
             self._unreadable += 1
             self._log.once(logging.WARNING, "unreadable", "unreadable", key=key, revision=cell.revision)
             return default
+
+    def _absent(self, key: str, default: Any) -> Any:
+        """The answer for a key without a value, if it is one that could have one."""
+        self._key(key)
+        return default
 
     def _expired(self, cell: Cell) -> bool:
         return cell.expires_ms is not None and self._clock() * 1000 >= cell.expires_ms

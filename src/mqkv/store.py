@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from mqkv import check
 from mqkv.codecs import DEFAULT, Codec, KeyedCodec
-from mqkv.core import ABSENT, Entry
+from mqkv.core import ABSENT, ASK, Entry
 from mqkv.errors import InvalidKey
 from mqkv.lock import Lock
 from mqkv.waiting import run
@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Store(Verbs):
     """A key-value store on streams. Thread-safe, and safe to use after a fork.
 
-    ``url`` is ``amqp://user:password@host:port/vhost``, ``amqps://...``, ``file:///folder`` or ``memory://``. Nothing is
-    connected to before the first call.
+    ``url`` is ``amqp://user:password@host:port/vhost``, ``amqps://...``, ``file:///folder`` or ``memory://``; the nodes of a
+    cluster stand in one: ``amqp://user:password@one,two:5673/vhost``. Nothing is connected to before the first call.
 
     ``layout="per-key"`` keeps a stream a key (a few thousand long-lived keys, whose history matters); ``layout="shared"`` keeps
     all keys of ``name`` in one stream (any number of keys). ``read_timeout`` bounds, in seconds, how long a read may wait: past
@@ -100,6 +100,10 @@ class Store(Verbs):
             expires = shown[1]
             if expires is None or self._clock() < expires:
                 return shown[0]
+        elif not fresh:
+            cell = keyspace.at_hand(key)
+            if cell is not ASK:
+                return self._value(key, cell, default) if cell is not None else self._absent(key, default)
         return run(self._read(key, default, fresh))
 
     def _get_and_log(self, key: str, default: Any = None, *, fresh: bool = False) -> Any:

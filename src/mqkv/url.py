@@ -13,6 +13,7 @@ from mqkv.errors import InvalidURL
 
 SCHEMES = ("amqp", "amqps", "file", "memory")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_CLUSTER = re.compile(r"(?P<head>amqps?://(?:[^/?#]*@)?)(?P<hosts>[^@/?#]*)(?P<tail>.*)", re.S).fullmatch
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -26,6 +27,12 @@ class URL(NamedTuple):
     password: str = ""
     path: str = ""  #: the virtual host, the folder, or the name in memory
     options: tuple[tuple[str, str], ...] = ()
+    others: tuple[tuple[str, int], ...] = ()  #: the further nodes of a cluster: hosts and ports
+
+    @property
+    def nodes(self) -> list[URL]:
+        """The URL of each node of the cluster, in the order given."""
+        return [self._replace(host=host, port=port, others=()) for host, port in ((self.host, self.port), *self.others)]
 
     def option(self, name: str) -> str | None:
         return dict(self.options).get(name)
@@ -35,18 +42,30 @@ class URL(NamedTuple):
             return f"memory://{self.path}"
         if self.scheme == "file":
             return f"file://{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        places = ((self.host, self.port), *self.others)
+        hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in places)
         vhost = "%2F" if self.path == "/" else self.path.replace("%", "%25").replace("/", "%2F")
-        return f"{self.scheme}://{self.user}:***@{host}:{self.port}/{vhost}"
+        return f"{self.scheme}://{self.user}:***@{hosts}/{vhost}"
 
     def __repr__(self) -> str:
         return str(self)
 
 
 def parse(text: str) -> URL:
-    """Read a URL; :class:`InvalidURL` (never with the password in it) says what is wrong with it."""
+    """Read a URL; :class:`InvalidURL` (never with the password in it) says what is wrong with it.
+
+    ``amqp://user:password@one:5672,two:5672/vhost`` names the nodes of one cluster.
+    """
     if not isinstance(text, str):
         raise InvalidURL(f"a URL must be a str, not {type(text).__name__}")
+    cluster = _CLUSTER(text)
+    if cluster is None or "," not in cluster["hosts"]:
+        return _parse(text)
+    nodes = [_parse(f"{cluster['head']}{host}{cluster['tail']}") for host in cluster["hosts"].split(",")]
+    return nodes[0]._replace(others=tuple((node.host, node.port) for node in nodes[1:]))
+
+
+def _parse(text: str) -> URL:
     scheme, colon, _ = text.partition("://")
     if not colon or scheme not in SCHEMES:
         shown = scheme if colon and re.fullmatch(r"[A-Za-z0-9+.-]{1,20}", scheme) else "none"

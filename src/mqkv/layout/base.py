@@ -10,7 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mqkv.codecs import BoundCodec
 from mqkv.errors import Error, OutcomeUnknown, ReadTimeout, Stale
@@ -30,6 +30,9 @@ STALL = 10.0
 GRACE = 1.0
 
 NOTHING: dict[str, Shown] = {}
+
+#: Memory can't say: read it.
+ASK: Any = object()
 
 T = TypeVar("T")
 
@@ -170,6 +173,11 @@ class Keyspace(ABC):
         """The tables that are open now."""
 
     # What all do
+
+    def at_hand(self, key: str) -> Cell | None:
+        """The newest cell of a key, where memory may answer for it at once; else ``ASK``."""
+        found: Cell | None = ASK
+        return found
 
     def catch_up(self) -> None:
         """Take in what other processes appended to a file before this call."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from mqkv.errors import ReadTimeout, SettingsWarning, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
-from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, answered, attached, loaded, rebuilt, settled
+from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, attached, loaded, rebuilt, settled
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Start
@@ -39,6 +39,11 @@ class SharedKeyspace(Keyspace):
     async def read_many(self, keys: Sequence[str], timeout: float) -> tuple[dict[str, Shown], dict[str, Cell]]:
         table = await self._loaded(timeout)
         return ({}, {}) if table is None else table.read_many(keys)
+
+    def at_hand(self, key: str) -> Cell | None:
+        table = self._table
+        found: Cell | None = ASK if table is None or self.cells is NOTHING else table.read(key)
+        return found
 
     def peek(self, key: str) -> Cell | None:
         return None if self._table is None else self._table.read(key)

@@ -110,6 +110,8 @@ class Link:
         self._connection: Connection | None = None
         self._connecting = False
         self._was_up = False
+        self._node = 0  # which of them is tried, or in use
+        self._tried = 0  # how many have failed since the last pause
         self._pause = FIRST_PAUSE
         self._last_error: ConnectionFailed | None = None
         self._waiting: list[Future[Session]] = []
@@ -238,7 +240,7 @@ class Link:
         self._connecting = True
         try:
             connection: Any = Connection(
-                parameters(self.url),
+                parameters(self.url.nodes[self._node]),
                 on_open_callback=self._on_open,
                 on_open_error_callback=self._on_lost,
                 on_close_callback=self._on_lost,
@@ -278,6 +280,7 @@ class Link:
         self.session = session
         self._connecting = False
         self._was_up = True
+        self._tried = 0
         self._pause = FIRST_PAUSE
         waiting, self._waiting = self._waiting, []
         self._owner.resume(session)
@@ -314,7 +317,16 @@ class Link:
             self._log(logging.WARNING, "disconnect", url=self.url, reason=str(dropped(error)) or type(error).__name__)
             self._owner.down()
         else:
-            self._failed(connect_error(error, self.url))
+            problem = connect_error(error, self.url.nodes[self._node])
+            self._node = (self._node + 1) % len(self.url.nodes)
+            self._tried += 1
+            if self._tried < len(self.url.nodes):
+                self._last_error = problem
+                self._log(logging.DEBUG, "connect-failed", url=self.url, reason=str(problem))
+                self._again(pause=0)
+                return
+            self._tried = 0
+            self._failed(problem)
         self._connecting = False
         if self._owner.wanted() or self._waiting:
             self._again()
@@ -327,9 +339,11 @@ class Link:
             for waiter in waiting:
                 waiter.reject(problem)
 
-    def _again(self) -> None:
-        pause = self._pause * random.uniform(0.5, 1.0)
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+    def _again(self, pause: float | None = None) -> None:
+        """Connect anew, after ``pause`` seconds, or after the pause that is due."""
+        if pause is None:
+            pause = self._pause * random.uniform(0.5, 1.0)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
         self._log(logging.DEBUG, "reconnect", url=self.url, pause=f"{pause:.3f}")
         self._connecting = True
 

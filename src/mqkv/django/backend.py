@@ -1,0 +1,281 @@
+"""The cache backend: each method makes the key, converts the timeout, and asks the store."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NoReturn
+
+from django.core.cache import caches
+from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache, InvalidCacheKey, default_key_func
+
+import mqkv
+from mqkv.django.aio import AsyncMethods
+from mqkv.django.batches import batches
+from mqkv.django.config import check_params, find_aliases, import_option, read_options, store_config
+from mqkv.django.errors import InvalidCacheOption
+from mqkv.django.redis import RedisMethods
+from mqkv.django.stores import Shared, shared
+
+logger = logging.getLogger("mqkv.django")
+
+#: What Django warns of: the same characters and length as its memcache_key_warnings, in one quick look.
+_PORTABLE = re.compile(r"[^\x00-\x20\x7f]{0,250}").fullmatch
+
+#: The longest ttl of a store: a hundred years.
+_LONGEST = 100 * 366 * 86_400
+
+_ABSENT: Any = object()
+
+#: What the world does; what is left is what the caller did.
+_TROUBLE = (OSError, TimeoutError, mqkv.UpgradeRequired)
+
+
+class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
+    """Django's cache on an mqkv store: every process has all of it in memory, and sees each change at once.
+
+    Reads cost a dict lookup (a pickle that holds something mutable is unpickled each time); writes cost about one confirmed
+    publish. Errors: ``InvalidCacheKey`` for a key that no store takes, :class:`mqkv.InvalidCacheOption` when it is built wrongly;
+    those of :class:`mqkv.Store`, unless ``IGNORE_EXCEPTIONS``. One object serves one thread or event loop at a time; all objects
+    of one configuration share a store, which ``close()`` leaves open.
+    """
+
+    _replaced: ClassVar[frozenset[str]] = frozenset()
+    _broken: InvalidCacheOption | None = None
+    _ignore = False
+
+    def __init__(self, location: Any, params: Mapping[str, Any]) -> None:
+        try:
+            self._configure(location, params)
+        except InvalidCacheOption as error:
+            if not _asked_by_checks():
+                raise
+            # Django's own checks build every cache. Ours tell what is wrong with this one, if they get to.
+            super().__init__({})
+            self._broken = error
+
+    def _configure(self, location: Any, params: Mapping[str, Any]) -> None:
+        check_params(params)
+        options = read_options(params)
+        super().__init__({**params, "OPTIONS": params.get("OPTIONS") or {}})
+        self._location, self._options = location, options
+        self._ignore = options.get("ignore_exceptions", False)
+        self._log_ignored = options.get("log_ignored_exceptions", True)
+        self._reverse_key = params.get("REVERSE_KEY_FUNCTION", options.get("reverse_key_function"))
+        if self._reverse_key is not None and not callable(self._reverse_key):
+            self._reverse_key = import_option("REVERSE_KEY_FUNCTION", self._reverse_key)
+        self._top_max_entries = int(params["max_entries"]) if "max_entries" in params else None
+        self._aliases = find_aliases(type(self), location, params)
+        if len(self._aliases) > 1 and "name" not in options:
+            # Twins: which one this is shows when Django has put it into its place. What is wrong shows now.
+            self._open(self._aliases[0])
+        else:
+            _ = self._shared
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._replaced = frozenset(
+            name
+            for name in AsyncMethods.MIRRORED
+            if getattr(cls, name) is not getattr(StreamCache, name)
+            and getattr(cls, f"a{name}") is getattr(StreamCache, f"a{name}")
+        )
+
+    @functools.cached_property
+    def _shared(self) -> Shared:
+        if self._broken is not None:
+            raise self._broken
+        twins = [alias for alias in self._aliases if getattr(caches._connections, alias, None) is self]
+        return self._open((twins or self._aliases or ["default"])[0])
+
+    def _open(self, alias: str) -> Shared:
+        return shared(store_config(self._location, self._options, alias, self._top_max_entries))
+
+    @functools.cached_property
+    def _store(self) -> mqkv.Store:
+        return self._shared.store
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self._store!r}>"
+
+    # Keys and timeouts
+
+    def validate_key(self, key: str) -> None:
+        if _PORTABLE(key) is None:
+            super().validate_key(key)
+
+    def get_backend_timeout(self, timeout: Any = DEFAULT_TIMEOUT) -> float | None:
+        """Seconds to live; None for ever; 0 for what is to be gone at once."""
+        if timeout is DEFAULT_TIMEOUT:
+            timeout = self.default_timeout
+        if timeout is None:
+            return None
+        return 0 if timeout <= 0 else min(timeout, _LONGEST)
+
+    # When something goes wrong
+
+    def _fail(self, error: mqkv.Error) -> NoReturn:
+        if isinstance(error, mqkv.InvalidKey):
+            raise InvalidCacheKey(str(error)) from error
+        raise error
+
+    def _failed(self, error: mqkv.Error, dropped: Any) -> Any:
+        """What a call answers that has failed: ``dropped``, where such errors are to be ignored."""
+        if not self._ignore or not isinstance(error, _TROUBLE):
+            self._fail(error)
+        self._shared.pause()
+        if self._log_ignored:
+            logger.warning("at=ignored error=%s reason=%s", type(error).__name__, error)
+        return dropped
+
+    @property
+    def _resting(self) -> bool:
+        return self._ignore and self._shared.paused
+
+    def _do(self, dropped: Any, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call the store; ``dropped`` where that fails and failures are ignored."""
+        if self._resting:
+            return dropped
+        try:
+            return verb(*arguments, **options)
+        except mqkv.Error as error:
+            return self._failed(error, dropped)
+
+    # Reading
+
+    def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
+        key = self.make_and_validate_key(key, version=version)
+        if self._ignore and self._resting:
+            return self._store.peek(key, default)
+        try:
+            return self._store.get(key, default)
+        except mqkv.Error as error:
+            return self._failed(error, default)
+
+    def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
+        asked = {self.make_and_validate_key(key, version=version): key for key in keys}
+        return {asked[key]: value for key, value in self._do({}, self._store.get_many, asked).items()}
+
+    def has_key(self, key: Any, version: int | None = None) -> bool:
+        return self.get(key, _ABSENT, version=version) is not _ABSENT
+
+    def get_or_set(self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> Any:
+        value = self.get(key, _ABSENT, version=version)
+        if value is not _ABSENT:
+            return value
+        if callable(default):
+            default = default()
+        if not self.add(key, default, timeout=timeout, version=version):
+            # Another was quicker: then it is theirs that counts. Or what is there can't be read, by anybody.
+            value = self.get(key, _ABSENT, version=version)
+            if value is not _ABSENT:
+                return value
+            self.set(key, default, timeout=timeout, version=version)
+        return self.get(key, default, version=version)
+
+    # Writing
+
+    def set(
+        self,
+        key: Any,
+        value: Any,
+        timeout: Any = DEFAULT_TIMEOUT,
+        version: int | None = None,
+        *,
+        nx: bool = False,
+        xx: bool = False,
+    ) -> bool:
+        """Whether it was set: always, but for ``nx`` (only if absent), ``xx`` (only if there) and ignored exceptions."""
+        if nx:
+            return not xx and self.add(key, value, timeout, version)
+        name = self.make_and_validate_key(key, version=version)
+        ttl = self.get_backend_timeout(timeout)
+        if xx:
+            return self._do(False, self._set_present, name, value, ttl)  # type: ignore[no-any-return]
+        if ttl == 0:
+            return self._do(None, self._store.delete, name) is not None
+        return self._do(None, self._store.set, name, value, ttl=ttl) is not None
+
+    def _set_present(self, key: str, value: Any, ttl: float | None) -> bool:
+        while (entry := self._store.entry(key)) is not None:
+            if ttl == 0:
+                return self._store.delete(key)
+            if self._store.compare_and_set(key, value, entry.revision, ttl=ttl):
+                return True
+        return False
+
+    def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        name = self.make_and_validate_key(key, version=version)
+        ttl = self.get_backend_timeout(timeout)
+        if ttl == 0:
+            return not self._do(True, self._store.exists, name)
+        return self._do(False, self._store.add, name, value, ttl=ttl)  # type: ignore[no-any-return]
+
+    def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
+        name = self.make_and_validate_key(key, version=version)
+        ttl = self.get_backend_timeout(timeout)
+        if ttl == 0:
+            return self._do(False, self._store.delete, name)  # type: ignore[no-any-return]
+        return self._do(False, self._store.touch, name, ttl)  # type: ignore[no-any-return]
+
+    def delete(self, key: Any, version: int | None = None) -> bool:
+        name = self.make_and_validate_key(key, version=version)
+        return self._do(False, self._store.delete, name)  # type: ignore[no-any-return]
+
+    def incr(self, key: Any, delta: float = 1, version: int | None = None) -> Any:
+        """The sum, exact among all processes. The value keeps its ttl; where there is none: ``ValueError``."""
+        name = self.make_and_validate_key(key, version=version)
+        try:
+            return self._do(None, self._store.incr, name, delta)
+        except mqkv.KeyNotFound:
+            raise ValueError(f"Key {key!r} not found") from None
+
+    def set_many(self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> list[Any]:
+        """The keys that failed: those whose value is too large, or all where the broker failed and that is ignored. One record,
+        in one step, up to 16 MiB."""
+        names = {self.make_and_validate_key(key, version=version): key for key in data}
+        ttl = self.get_backend_timeout(timeout)
+        if ttl == 0:
+            return list(data) if self._do(None, self._store.delete_many, names) is None else []
+        failed: list[Any] = []
+        for batch in batches({name: data[key] for name, key in names.items()}):
+            try:
+                if self._do(_ABSENT, self._store.set_many, batch, ttl=ttl) is not _ABSENT:
+                    continue
+            except mqkv.ValueTooLarge as error:
+                batch.too_large(error)
+                if len(batch) > 1:
+                    continue
+            failed.extend(names[name] for name in batch)
+        return failed
+
+    def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
+        names = [self.make_and_validate_key(key, version=version) for key in keys]
+        if names:
+            self._do(None, self._store.delete_many, names)
+
+    def clear(self) -> None:
+        """Remove the keys of this cache's KEY_PREFIX, by one record; with a KEY_FUNCTION, whose keys may look like anything, all
+        keys of the keyspace."""
+        self._do(None, self._store.clear, prefix=self._own_prefix())
+
+    def _own_prefix(self) -> str:
+        return f"{self.key_prefix}:" if self.key_func is default_key_func else ""
+
+    def close(self, **kwargs: Any) -> None:
+        """Nothing: a request has ended, not the process. See :func:`mqkv.django.close_stores`."""
+
+
+def _asked_by_checks() -> bool:
+    """Whether one of Django's own checks of caches is building this one: an error would end all checks, ours too."""
+    frame = sys._getframe(2)
+    for _ in range(12):
+        if frame.f_globals.get("__name__") == "django.core.checks.caches":
+            return True
+        if frame.f_back is None:
+            return False
+        frame = frame.f_back
+    return False

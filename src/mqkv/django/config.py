@@ -1,0 +1,295 @@
+"""A cache's entry in ``CACHES``, read strictly: what is wrong is an error when the backend is built, not at the first request."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.cache import caches
+from django.utils.module_loading import import_string
+
+import mqkv
+from mqkv.django.errors import InvalidCacheOption
+
+#: What stands between the URLs of one LOCATION.
+_BETWEEN = re.compile(r"\s*[;,]\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
+_CLUSTER = re.compile(r"(?P<head>amqps?://(?:[^@/?]*@)?)(?P<hosts>[^@/?]*)(?P<tail>.*)", re.S).fullmatch
+
+#: What an entry may hold beside OPTIONS. Old spellings of Django's are among them.
+TOP_LEVEL = {"TIMEOUT", "KEY_PREFIX", "VERSION", "KEY_FUNCTION", "REVERSE_KEY_FUNCTION", "OPTIONS"} | {
+    "timeout",
+    "max_entries",
+    "cull_frequency",
+}
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Whatever makes two backend objects share a store: equal configurations have one in a process."""
+
+    url: str = field(repr=False)
+    name: str
+    prefix: str
+    layout: str
+    secrets: tuple[bytes, ...] = field(repr=False)
+    serializer: Any
+    compressor: Any
+    compress_over: int
+    max_decompressed: int
+    store_options: tuple[tuple[str, Any], ...]
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    # Packages that read settings from the environment pass text.
+    if isinstance(value, str) and value.lower() in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        return value.lower() in ("true", "1", "yes", "on")
+    raise ValueError("is not True or False")
+
+
+def _positive(value: Any) -> float:
+    number = float(value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
+        raise ValueError("is not a positive number")
+    return number
+
+
+def _count(value: Any, least: int = 1) -> int:
+    number = int(value) if isinstance(value, str) else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ValueError(f"is not a whole number of {least} or more")
+    return number
+
+
+def _seconds_or_none(value: Any) -> float | None:
+    return None if value is None or value == "" else _positive(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("is not a str, or empty")
+    return value
+
+
+def _layout(value: Any) -> str:
+    if value not in ("shared", "per-key"):
+        raise ValueError("is not 'shared' or 'per-key'")
+    return str(value)
+
+
+def _given(value: Any) -> Any:
+    return value
+
+
+#: Every option: how its value is read. Names are taken in either case.
+OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "name": _text,
+    "prefix": _text,
+    "layout": _layout,
+    "read_timeout": _positive,
+    "write_timeout": _positive,
+    "socket_timeout": _seconds_or_none,
+    "socket_connect_timeout": _seconds_or_none,
+    "confirm": _boolean,
+    "max_entries": lambda value: None if value is None else _count(value),
+    "cull_frequency": lambda value: _count(value, least=0),
+    "max_staleness": lambda value: 0 if value in (0, "0") else _seconds_or_none(value),
+    "serializer": _given,
+    "compressor": _given,
+    "compress_over": lambda value: _count(value, least=0),
+    "max_decompressed": _count,
+    "signed": _boolean,
+    "ignore_exceptions": _boolean,
+    "log_ignored_exceptions": _boolean,
+    "reverse_key_function": _given,
+}
+
+
+def read_options(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The OPTIONS, by their names in lower case, each checked."""
+    raw = params.get("OPTIONS", {})
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, Mapping):
+        raise InvalidCacheOption("OPTIONS", f"it is a {type(raw).__name__}", "Give a dict.")
+    options: dict[str, Any] = {}
+    for name, value in raw.items():
+        low = str(name).lower()
+        read = OPTIONS.get(low)
+        if read is None:
+            raise InvalidCacheOption(f"OPTIONS[{name!r}]", "there is no such option", f"Known: {', '.join(sorted(OPTIONS))}.")
+        if low in options:
+            raise InvalidCacheOption(f"OPTIONS[{name!r}]", "it is given twice, in two spellings", "Keep one of them.")
+        try:
+            options[low] = read(value)
+        except (ValueError, TypeError) as error:
+            why = error if str(error).startswith("is ") else "is not a number"
+            raise InvalidCacheOption(f"OPTIONS[{name!r}]", f"its value {why}", "See docs/django.md for what it takes.") from None
+    return options
+
+
+def check_params(params: Mapping[str, Any]) -> None:
+    """What Django would take in silence, and replace by a default of its own."""
+    timeout = params.get("timeout", params.get("TIMEOUT", 300))
+    if timeout is not None and not _is_whole(timeout):
+        raise InvalidCacheOption(
+            "TIMEOUT", "it is not a number of seconds", "Give a number, or None for values that never expire."
+        )
+    if not isinstance(params.get("KEY_PREFIX", ""), str):
+        raise InvalidCacheOption("KEY_PREFIX", "it is not a str", "Give a str, or leave it out.")
+    if not _is_whole(params.get("VERSION", 1)) or isinstance(params.get("VERSION", 1), float):
+        raise InvalidCacheOption("VERSION", "it is not a whole number", "Give a number, or leave it out for 1.")
+    if "max_entries" in params:
+        try:
+            _count(params["max_entries"])
+        except (ValueError, TypeError):
+            raise InvalidCacheOption("max_entries", "it is not a whole number of 1 or more", "Give a number.") from None
+    for name in ("KEY_FUNCTION", "REVERSE_KEY_FUNCTION"):
+        function = params.get(name)
+        if function is not None and not callable(function):
+            import_option(name, function)
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        int(value)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return not isinstance(value, bool)
+
+
+def import_option(setting: str, path: Any) -> Any:
+    """What a dotted path names."""
+    if not isinstance(path, str):
+        raise InvalidCacheOption(setting, f"it is a {type(path).__name__}", "Give a dotted path, or the object itself.")
+    try:
+        return import_string(path)
+    except ImportError as error:
+        raise InvalidCacheOption(
+            setting, f"{path!r} can't be imported ({error})", "Give a dotted path: 'package.module.Name'."
+        ) from error
+
+
+def read_location(location: Any) -> str:
+    """The one URL that a LOCATION means: the URL itself, a list of the URLs of a cluster's nodes, or nothing."""
+    if location is None or location == "" or location == []:
+        return embedded_url()
+    urls = _BETWEEN.split(location.strip()) if isinstance(location, str) else location
+    if not isinstance(urls, (list, tuple)) or not all(isinstance(url, str) for url in urls):
+        raise InvalidCacheOption("LOCATION", "it is not a str or a list of them", "Give a URL: amqp://user:password@host/%2F.")
+    urls = [url.strip() for url in urls]
+    return urls[0] if len(urls) == 1 else _merged(urls)
+
+
+def _merged(urls: list[str]) -> str:
+    """The nodes of one cluster, in one URL: amqp://user:password@one:5672,two:5672/vhost."""
+    parts = [_CLUSTER(url) for url in urls]
+    first = parts[0]
+    hosts = []
+    for part in parts:
+        if part is None or first is None:
+            raise InvalidCacheOption("LOCATION", "only amqp:// and amqps:// URLs can be several", "Give one URL.")
+        if (part["head"], part["tail"]) != (first["head"], first["tail"]):
+            hint = "Give URLs that differ in host and port only: they are the nodes of one cluster."
+            raise InvalidCacheOption("LOCATION", "its URLs name different users, virtual hosts or options", hint)
+        hosts.append(part["hosts"])
+    assert first is not None
+    return f"{first['head']}{','.join(hosts)}{first['tail']}"
+
+
+def embedded_url() -> str:
+    """A folder for this project and this user, below the system's temporary one: the same for all of the project's processes."""
+    project = f"{getattr(settings, 'BASE_DIR', '')}|{os.environ.get('DJANGO_SETTINGS_MODULE', '')}"
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    name = f"mqkv-django-{user}-{hashlib.sha256(project.encode()).hexdigest()[:12]}"
+    folder = Path(tempfile.gettempdir()) / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "getuid") and (folder.is_symlink() or folder.stat().st_uid != user):
+        # Anybody may make a folder there first, and then read what we put in.
+        raise InvalidCacheOption(
+            "LOCATION", f"the folder {folder} is not this user's own", "Set LOCATION to file:///a/folder/of/yours."
+        )
+    return folder.as_uri()
+
+
+def find_aliases(backend: type, location: Any, params: Mapping[str, Any]) -> list[str]:
+    """The aliases whose entry in CACHES a backend object was built from; Django does not tell it."""
+    found = []
+    for alias, entry in caches.settings.items():
+        rest = {name: value for name, value in entry.items() if name not in ("BACKEND", "LOCATION")}
+        if entry.get("LOCATION", "") != location or rest != dict(params):
+            continue
+        try:
+            same = import_string(entry["BACKEND"]) is backend
+        except ImportError:
+            same = False
+        if same:
+            found.append(alias)
+    return found
+
+
+def read_secrets() -> tuple[bytes, ...]:
+    """SECRET_KEY, which signs, and SECRET_KEY_FALLBACKS, which are taken still."""
+    given = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
+    return tuple(secret if isinstance(secret, bytes) else str(secret).encode() for secret in given if secret)
+
+
+def store_config(location: Any, options: Mapping[str, Any], alias: str, max_entries: int | None) -> StoreConfig:
+    """What the store of a cache is made from."""
+    url = read_location(location)
+    connect = options.get("socket_connect_timeout")
+    if connect is not None and url.startswith("amqp") and "connect_timeout=" not in url:
+        url += f"{'&' if '?' in url else '?'}connect_timeout={connect:g}"
+    chosen: dict[str, Any] = {"max_entries": options.get("max_entries", max_entries)}
+    if options.get("socket_timeout") is not None:
+        chosen["read_timeout"] = chosen["write_timeout"] = options["socket_timeout"]
+    for name in ("read_timeout", "write_timeout", "confirm", "max_staleness"):
+        if name in options:
+            chosen[name] = options[name]
+    return StoreConfig(
+        url=url,
+        name=options.get("name", alias),
+        prefix=options.get("prefix", "mqkv"),
+        layout=options.get("layout", "shared"),
+        secrets=read_secrets() if options.get("signed", True) else (),
+        serializer=_hashable(options.get("serializer", "pickle")),
+        compressor=_hashable(options.get("compressor")),
+        compress_over=options.get("compress_over", 1024),
+        max_decompressed=options.get("max_decompressed", 64 * 2**20),
+        store_options=tuple(sorted(chosen.items())),
+    )
+
+
+class Same:
+    """An object, equal to itself only: options may be objects that can't be hashed."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __repr__(self) -> str:
+        return f"<{type(self.value).__name__}>"
+
+
+def _hashable(value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else Same(value)
+
+
+def error_of(error: mqkv.Error, setting: str = "OPTIONS") -> InvalidCacheOption:
+    """What the store says of an option, as an error of configuration."""
+    where = "LOCATION" if isinstance(error, mqkv.InvalidURL) else setting
+    return InvalidCacheOption(where, str(error), "See docs/django.md.")

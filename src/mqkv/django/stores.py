@@ -1,0 +1,154 @@
+"""The stores of this process: one for each configuration, whoever asks, for as long as the process lives.
+
+Django builds a backend object a thread (or a request, in an event loop) and closes each after every request; connection and table
+must outlive them. A store knows by itself when the process has forked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+import mqkv
+from mqkv.django.codec import SignedCodec
+from mqkv.django.compressors import COMPRESSORS
+from mqkv.django.config import Same, StoreConfig, error_of, import_option
+from mqkv.django.errors import InvalidCacheOption
+from mqkv.django.serializers import SERIALIZERS
+
+logger = logging.getLogger("mqkv.django")
+
+#: For how many seconds a broker that failed is left alone, where exceptions are ignored.
+PAUSE = 1.0
+
+
+class Shared:
+    """What the backend objects of one configuration share. Thread-safe."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.config = config
+        self.codec = _codec(config)
+        self._paused_until = 0.0
+        self.store: mqkv.Store = self._open(mqkv.Store)
+        self._async_store: mqkv.AsyncStore | None = None
+
+    def _open(self, kind: Any) -> Any:
+        config = self.config
+        try:
+            return kind(
+                config.url,
+                prefix=config.prefix,
+                name=config.name,
+                layout=config.layout,
+                codec=self.codec,
+                logger=logger,
+                **dict(config.store_options),
+            )
+        except mqkv.Error as error:
+            raise error_of(error) from error
+
+    @property
+    def async_store(self) -> mqkv.AsyncStore:
+        """The same keyspace and table, awaited."""
+        if self._async_store is None:
+            with _lock:
+                if self._async_store is None:
+                    self._async_store = self._open(mqkv.AsyncStore)
+        return self._async_store
+
+    @property
+    def paused(self) -> bool:
+        return self._paused_until > time.monotonic()
+
+    def pause(self) -> None:
+        """Leave the broker alone for a moment: a page makes many calls, and should wait for one of them."""
+        self._paused_until = time.monotonic() + PAUSE
+
+    def close(self) -> None:
+        self.store.close()
+        if self._async_store is not None:
+            with contextlib.suppress(RuntimeError):  # inside a running loop: it goes with the process
+                asyncio.run(self._async_store.close())
+
+
+_lock = threading.RLock()
+_shared: dict[StoreConfig, Shared] = {}
+
+
+def shared(config: StoreConfig) -> Shared:
+    """The store for a configuration, made if need be. Connects to nothing."""
+    found = _shared.get(config)
+    if found is None:
+        with _lock:
+            found = _shared.get(config)
+            if found is None:
+                found = _shared[config] = Shared(config)
+    return found
+
+
+def close_stores() -> None:
+    """Close all stores of Django's caches in this process: for the end of a program, or of a test. The next use opens anew."""
+    with _lock:
+        closing = list(_shared.values())
+        _shared.clear()
+    for each in closing:
+        each.close()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _codec(config: StoreConfig) -> SignedCodec:
+    serializer, label, ours = _made(config.serializer, SERIALIZERS, "OPTIONS['serializer']", ("dumps", "loads"))
+    compressor = compressor_label = None
+    if config.compressor is not None:
+        compressor, compressor_label, _ = _made(
+            config.compressor, COMPRESSORS, "OPTIONS['compressor']", ("compress", "decompress")
+        )
+        if not config.secrets and len(inspect.signature(compressor.decompress).parameters) < 2:
+            hint = "Give it a second parameter max_length, or leave values signed."
+            raise InvalidCacheOption("OPTIONS['compressor']", "its decompress has no bound, and values are not signed", hint)
+    return SignedCodec(
+        serializer,
+        label,
+        plain_text=ours,
+        secrets=config.secrets,
+        context=f"{config.prefix}.{config.name}",
+        compressor=compressor,
+        compressor_label=compressor_label or "",
+        compress_over=config.compress_over,
+        max_length=config.max_decompressed,
+    )
+
+
+def _made(given: Any, known: dict[str, Any], setting: str, methods: tuple[str, str]) -> tuple[Any, str, bool]:
+    """The object that an option means, its label on the wire, and whether it is one of ours."""
+    if isinstance(given, str) and given.lower() in known:
+        return known[given.lower()](), given.lower(), True
+    if isinstance(given, str) and "." not in given:
+        raise InvalidCacheOption(
+            setting, f"{given!r} is not known", f"Known: {', '.join(known)}; or give a dotted path or an object."
+        )
+    found = given.value if isinstance(given, Same) else import_option(setting, given)
+    if isinstance(found, type):
+        try:
+            # Those that are written for django-redis are made with its OPTIONS.
+            found = found(options={}) if "options" in inspect.signature(found).parameters else found()
+        except (TypeError, ValueError) as error:
+            raise InvalidCacheOption(setting, f"{found.__name__} can't be made ({error})", "Give an object.") from error
+    if not all(callable(getattr(found, method, None)) for method in methods):
+        raise InvalidCacheOption(setting, f"it has no {methods[0]} and {methods[1]}", "Give it both methods.")
+    label = "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{type(found).__module__}.{type(found).__qualname__}")
+    return found, label[-80:], False

@@ -1,0 +1,120 @@
+"""The broker is down: errors that say so, or, with IGNORE_EXCEPTIONS, misses, dropped writes, and pages that render."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from typing import Any
+
+import pytest
+from django.core.cache import CacheKeyWarning, InvalidCacheKey, caches
+from django.test import Client
+
+import mqkv
+import mqkv.django
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """A place where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"amqp://guest:guest@127.0.0.1:{listener.getsockname()[1]}/%2F?connect_timeout=1"
+
+
+def down(settings: Any, location: str, **options: Any) -> Any:
+    options = {"name": "down", "read_timeout": 0.5, "write_timeout": 0.5, **options}
+    settings.CACHES = {"default": {"BACKEND": "mqkv.django.StreamCache", "LOCATION": location, "OPTIONS": options}}
+    return caches["default"]
+
+
+def test_errors_come_out(settings: Any, nowhere: str) -> None:
+    cache = down(settings, nowhere)
+    for work in (
+        lambda: cache.get("k"),
+        lambda: cache.set("k", 1),
+        lambda: cache.add("k", 1),
+        lambda: cache.get_many(["k"]),
+        lambda: cache.incr("k"),
+        lambda: asyncio.run(cache.aget("k")),
+        lambda: asyncio.run(cache.aset("k", 1)),
+    ):
+        with pytest.raises(mqkv.Error) as caught:
+            work()
+        assert isinstance(caught.value, OSError) and "guest:guest" not in str(caught.value)
+    health = mqkv.django.health()
+    assert not health and health.error and "guest:guest" not in str(health)
+
+
+def test_errors_are_ignored(settings: Any, nowhere: str, caplog: pytest.LogCaptureFixture) -> None:
+    cache = down(settings, nowhere, IGNORE_EXCEPTIONS=True)
+    begun = time.monotonic()
+    with caplog.at_level(logging.WARNING, "mqkv.django"):
+        assert cache.get("k") is None and cache.get("k", 5) == 5 and cache.get_many(["k"]) == {}
+        assert not cache.set("k", 1) and not cache.add("k", 1) and not cache.touch("k") and not cache.delete("k")
+        assert cache.incr("k") is None and cache.set_many({"k": 1, "l": 2}) == ["k", "l"] and cache.get_or_set("k", 7) == 7
+        assert cache.delete_many(["k"]) is None and cache.clear() is None and not cache.has_key("k")
+        assert cache.ttl("k") == 0 and cache.keys() == [] and cache.delete_pattern("*") == 0
+        assert not cache.add("k", 1, 0) and cache.set_many({"k": 1}, 0) == ["k"] and not cache.set("k", 1, xx=True)
+    ignored = [record.getMessage() for record in caplog.records if "at=ignored" in record.getMessage()]
+    assert 1 <= len(ignored) < 5 and "guest:guest" not in caplog.text
+    assert time.monotonic() - begun < 10, "a page makes many calls; it waits for one of them"
+    # What the caller does wrong is not ignored.
+    cache._shared._paused_until = 0.0
+    with pytest.raises(InvalidCacheKey), pytest.warns(CacheKeyWarning):
+        cache.set("new\nline", 1)
+
+
+def test_errors_are_ignored_in_an_event_loop(settings: Any, nowhere: str) -> None:
+    cache = down(settings, nowhere, IGNORE_EXCEPTIONS=True, LOG_IGNORED_EXCEPTIONS=False)
+
+    async def work() -> None:
+        assert await cache.aget("k", 5) == 5 and not await cache.aset("k", 1) and await cache.aget_many(["k"]) == {}
+        assert await cache.aset_many({"k": 1}) == ["k"] and await cache.aincr("k") is None
+        assert await cache.aget_or_set("k", 7) == 7
+
+    asyncio.run(work())
+
+
+def test_pages_render(settings: Any, nowhere: str) -> None:
+    down(settings, nowhere, IGNORE_EXCEPTIONS=True)
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    begun = time.monotonic()
+    assert Client().get("/page/").status_code == 200
+    assert b"Hello Ada" in Client().get("/fragment/?name=Ada").content
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.django_db
+def test_sessions_of_cached_db_work_without_the_cache(settings: Any, nowhere: str) -> None:
+    down(settings, nowhere, IGNORE_EXCEPTIONS=True)
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+    client = Client()
+    assert [client.get("/visits/").content for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.slow
+def test_a_broker_that_goes_and_comes_back(settings: Any, own_broker: Any) -> None:
+    cache = down(settings, own_broker.url, IGNORE_EXCEPTIONS=True, read_timeout=5, write_timeout=5)
+    cache.set_many({"k": [1], "text": "t"})
+    assert cache.get_many(["k", "text"]) == {"k": [1], "text": "t"} and mqkv.django.health()
+    own_broker.kill()
+    assert cache.get("text") == "t" and cache.get("k") == [1], "memory still has it"
+    begun = time.monotonic()
+    assert not cache.set("k", [2])
+    assert not cache.set("k", [3]) and cache.get("k") == [1]
+    assert time.monotonic() - begun < 9
+    own_broker.start()
+    deadline = time.monotonic() + 60
+    while not cache.set("k", [4]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert cache.get("k") == [4] and mqkv.django.health().ok
+
+
+def test_health(cache: Any) -> None:
+    cache.set("k", 1)
+    health = mqkv.django.health()
+    assert health and health.ok and health.seconds < 5 and health.staleness == 0 and health.error == ""
