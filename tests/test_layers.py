@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mqkv"
 
 BOTTOM = "errors check ids logfmt codecs"  # know nothing of mqkv but errors; anyone above may import them
 ENGINE = f"{BOTTOM} url streams.base"
-CORE = f"{BOTTOM} batch number record fold table waiting watch streams.base"
+CORE = f"{BOTTOM} batch number record fold view table waiting watch streams.base"
 ADAPTER = "mqkv errors store"
 
 # module (or pattern): the modules of mqkv that it may import; the first line that fits counts
@@ -41,7 +41,8 @@ LAYERS = {
     "operations": "codecs record state number locks",
     "fold": "record state operations",
     "compaction": "errors codecs record fold streams.base",
-    "table": f"{BOTTOM} record fold streams.base",
+    "view": f"{BOTTOM} record fold",
+    "table": f"{BOTTOM} record fold view streams.base",
     "watch": f"{BOTTOM} record fold table streams.base",
     "waiting": "streams.base",
     "layout": "layout.*",

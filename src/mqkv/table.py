@@ -1,28 +1,22 @@
 """A table: what this process knows of one stream. It is the sink of a tail and keeps the fold's state.
 
-It knows records and cells, and no engine, layout or store; it never waits. Rules:
-
-1. Everything that changes is changed under the lock; readers of ``shown`` take none (a dict lookup is atomic).
-2. ``shown`` holds, ready to be handed out, the values that can be shared; what is mutable, absent or not served is not in it.
-3. A write that nobody waited for is shown at once, and stays shown until its own record is folded or has failed.
+It knows records and cells, and no engine, layout or store; it never waits. Everything that changes is changed under the lock.
+How it is read is in ``view``.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from mqkv.codecs import IMMUTABLE, BoundCodec
+from mqkv.codecs import BoundCodec
 from mqkv.errors import Error, StreamMissing, UpgradeRequired
 from mqkv.fold import Cell, Lock, Outcome, State, fold
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse
 from mqkv.streams.base import Delivery, Message, Promise, Tail
-
-#: What ``shown`` holds for a key: the value, and the expiry in Unix seconds.
-Shown = tuple[object, "float | None"]
+from mqkv.view import Shown, View
 
 #: What a subscriber is told: kind (``set``, ``delete``, ``clear``, ``reset``, ``ended``), key, the cell (of a set), and the
 #: record's offset and time.
@@ -33,7 +27,7 @@ Subscriber = Callable[[Event], None]
 LockListener = Callable[["Lock | None", float], None]
 
 
-class Table:
+class Table(View):
     """One stream, folded. Thread-safe."""
 
     tail: Tail
@@ -48,75 +42,22 @@ class Table:
         key: str | None = None,
         shown: dict[str, Shown] | None = None,
     ) -> None:
-        self.stream = stream
-        self.key = key  #: the one key of the stream, in the per-key layout
-        self.whole = whole  #: whether it is folded from the stream's first record on
-        self.state = State(single=key is not None)
-        self.shown: dict[str, Shown] = {} if shown is None else shown
-        self.serving = key is None  #: whether folded values are shown
-        self.position = -1  #: the offset that was folded last
-        self.determined = whole  #: whether what was folded tells the state of its key, whatever came before
-        self.doubted_at: int | None = (
-            None  #: the offset of the first record that it could not judge; it tells nothing from there on
-        )
-        self.on_doubt: Callable[[], None] | None = (
-            None  #: called, by the thread that delivers, when subscribers wait for a judgement
-        )
+        super().__init__(stream, codec, log, whole=whole, key=key, shown=shown)
+        #: The offset of the first record that it could not judge; it tells nothing from there on.
+        self.doubted_at: int | None = None
+        #: Called, by the thread that delivers, when subscribers wait for a judgement.
+        self.on_doubt: Callable[[], None] | None = None
         self.unreadable = 0
         self.failed: Error | None = None  #: why there is nothing to be read here any more
         self.out_of_touch_since: float | None = None
         self.rebuilt = Promise[None].of(None)
         self.on_change: Callable[[], None] | None = None  #: called when it may have become readable, or ceased to be
-        self._codec = codec
-        self._log = log
-        self._lock = threading.Lock()
         self._awaited: dict[str, Outcome | None] = {}
         self._own: dict[str, tuple[Message, Record]] = {}
-        self._pending: dict[str, dict[str, Cell | None]] = {}
         self._subscribers: tuple[Subscriber, ...] = ()
         self._heard: dict[str, float] = {}
         self._listeners: dict[str, list[LockListener]] = {}
         self._reaching: list[tuple[int, Promise[None]]] = []
-
-    # Reading
-
-    def read(self, key: str) -> Cell | None:
-        """The newest cell of a key: this process's own write under way, or what the log says."""
-        with self._lock:  # not while a batch is half folded
-            pending = self._pending.get(key)
-            return next(reversed(pending.values())) if pending else self.state.cells.get(key)
-
-    def read_many(self, keys: Iterable[str]) -> tuple[dict[str, Shown], dict[str, Cell]]:
-        """Those of ``keys`` that have a value, at one moment: ready to be handed out, or as cells."""
-        ready: dict[str, Shown] = {}
-        cells: dict[str, Cell] = {}
-        shown, folded, pending = self.shown, self.state.cells, self._pending
-        with self._lock:
-            for key in keys:
-                value = shown.get(key)
-                if value is not None:
-                    ready[key] = value
-                    continue
-                own = pending.get(key) if pending else None
-                cell = next(reversed(own.values())) if own else folded.get(key)
-                if cell is not None:
-                    cells[key] = cell
-        return ready, cells
-
-    def snapshot(self) -> dict[str, Cell]:
-        """All cells at one moment, in a dict of the caller's own."""
-        with self._lock:
-            cells = dict(self.state.cells)
-            for key, pending in self._pending.items():
-                cell = next(reversed(pending.values()))
-                if cell is None:
-                    cells.pop(key, None)
-                else:
-                    cells[key] = cell
-            return cells
-
-    def is_pending(self, key: str) -> bool:
-        return key in self._pending
 
     def is_determined(self) -> bool:
         """Whether a table that is loaded knows the state of its key. One that found nothing has begun at the beginning."""
@@ -170,27 +111,6 @@ class Table:
     def take(self, id: str) -> Outcome | None:
         self._own.pop(id, None)
         return self._awaited.pop(id, None)
-
-    def show_early(self, record: Record, cells: dict[str, Cell | None]) -> None:
-        """Show a write before it is confirmed."""
-        assert record.id is not None
-        with self._lock:
-            for key, cell in cells.items():
-                self._pending.setdefault(key, {})[record.id] = cell
-                self._show(key)
-
-    def forget_early(self, keys: Iterable[str], id: str) -> None:
-        """The write is settled: the log speaks for itself again."""
-        with self._lock:
-            for key in keys:
-                self._settle(key, id)
-
-    def serve(self, serving: bool) -> None:
-        """Whether the folded value of this stream's one key is shown."""
-        with self._lock:
-            self.serving = serving
-            if self.key is not None:
-                self._show(self.key)
 
     def subscribe(self, subscriber: Subscriber, *, current: bool = False) -> None:
         """Tell ``subscriber`` each change from now on; with ``current`` first what is there, with nothing lost in between."""
@@ -356,62 +276,6 @@ class Table:
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
-
-    def _show(self, key: str) -> None:
-        ready = self._ready(key)
-        if ready is None:
-            self.shown.pop(key, None)
-        else:
-            self.shown[key] = ready
-
-    def _show_all(self, keys: Iterable[str]) -> None:
-        """Show a batch as a whole: who has seen one of its values sees all. What can't be shown goes first, so that its readers
-        come here, and wait; ``dict.update`` is one step."""
-        ready = {key: self._ready(key) for key in keys}
-        for key, value in ready.items():
-            if value is None:
-                self.shown.pop(key, None)
-        self.shown.update({key: value for key, value in ready.items() if value is not None})
-
-    def _ready(self, key: str) -> Shown | None:
-        """What may be handed out for a key without asking; None where asking is needed."""
-        pending = self._pending.get(key) if self._pending else None
-        if pending:
-            cell = next(reversed(pending.values()))
-        else:
-            cell = self.state.cells.get(key) if self.serving and self.determined else None
-        if cell is None or cell.content_encoding is not None:
-            return None
-        body, content_type, _, _, expires_ms, _ = cell
-        if not self._codec.may_share(body, content_type):
-            return None
-        try:
-            value = self._codec.decode(key, body, content_type)
-        except Exception:  # noqa: BLE001 -- a codec may be the user's own; reading the key says what is wrong
-            self._log.once(logging.WARNING, "undecodable", "undecodable", stream=self.stream, offset=cell.revision)
-            return None
-        return (value, None if expires_ms is None else expires_ms / 1000) if type(value) in IMMUTABLE else None
-
-    def _settle(self, key: str, id: str) -> None:
-        pending = self._pending.get(key)
-        if pending is not None and id in pending:
-            del pending[id]
-            if not pending:
-                del self._pending[key]
-            self._show(key)
-
-    def _forget_removed(self) -> None:
-        removed = self.state.removed[:]
-        self.state.removed.clear()
-        self._show_all(removed)
-
-    def _hide_all(self) -> None:
-        if self.key is None:
-            self.shown.clear()
-            for key in self._pending:
-                self._show(key)
-        else:
-            self._show(self.key)
 
     def _skip(self, offset: int, why: str) -> None:
         self.unreadable += 1

@@ -19,7 +19,8 @@ from mqkv.layout.leases import Leases
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Promise, Start
-from mqkv.table import Event, Shown, Subscriber, Table
+from mqkv.table import Event, Subscriber, Table
+from mqkv.view import Shown
 from mqkv.waiting import wait
 from mqkv.watch import Dispatcher, Watch
 

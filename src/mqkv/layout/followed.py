@@ -19,7 +19,8 @@ from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded
 from mqkv.layout.bounded import Bounded
 from mqkv.logfmt import Log
 from mqkv.streams.base import Engine, Promise, Start
-from mqkv.table import Shown, Subscriber, Table
+from mqkv.table import Subscriber, Table
+from mqkv.view import Shown
 from mqkv.waiting import run, wait
 
 #: Tails that are kept open at most for keys that nobody preloaded or watches.

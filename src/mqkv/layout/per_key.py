@@ -25,7 +25,8 @@ from mqkv.layout.shared import SharedKeyspace
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse
 from mqkv.streams.base import Delivery, Engine, Promise, Start
-from mqkv.table import Shown, Subscriber, Table
+from mqkv.table import Subscriber, Table
+from mqkv.view import Shown
 from mqkv.watch import Watch, is_pattern
 
 DIRECTORY = f"{RESERVED}keys__"

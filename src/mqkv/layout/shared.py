@@ -13,7 +13,8 @@ from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, a
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Start
-from mqkv.table import Shown, Subscriber, Table
+from mqkv.table import Subscriber, Table
+from mqkv.view import Shown
 from mqkv.waiting import Turn
 from mqkv.watch import Watch
 
