@@ -181,6 +181,8 @@ class _Attempt:
             offset, outcome = await self._ask(waits)
             if outcome.done:
                 return offset, sent
+            if outcome.why:
+                raise LockTimeout(f"lock {self._name!r} is not to be had: {outcome.why} for it already")
             self._granted, self._queued = Promise(), waits
             self._table.listen(self._name, self._on_change)
             if not waits:

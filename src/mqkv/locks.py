@@ -18,7 +18,7 @@ from mqkv.state import Lease, Lock, Outcome, State
 #: Who waits for one lock, at most.
 MAX_QUEUE = 10_000
 
-_DONE, _REFUSED = Outcome("lock"), Outcome("lock", done=False)
+_DONE, _REFUSED, _FULL = Outcome("lock"), Outcome("lock", done=False), Outcome("lock", done=False, why="too many wait")
 
 
 def lock(state: State, offset: int, record: Record) -> Outcome | None:
@@ -30,8 +30,11 @@ def lock(state: State, offset: int, record: Record) -> Outcome | None:
     if held is None:
         state.locks[record.key] = Lock(Lease(owner, offset, ttl_ms, offset), {})
         return _DONE
-    if record.args.get("wait") is True and len(held.queue) < MAX_QUEUE:
-        held.queue[owner] = ttl_ms
+    if record.args.get("wait") is not True:
+        return _REFUSED
+    if len(held.queue) >= MAX_QUEUE:
+        return _FULL
+    held.queue[owner] = ttl_ms
     return _REFUSED
 
 

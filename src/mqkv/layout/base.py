@@ -107,6 +107,7 @@ class Keyspace(ABC):
         self.leases = Leases(name, log)
         self._dispatcher = Dispatcher(name, log)
         self._watches: set[Watch] = set()
+        self.closed = False
 
     # What a layout does
 
@@ -290,6 +291,7 @@ class Keyspace(ABC):
 
     def close(self) -> None:
         """Let go of tails and watches. The engine is closed by whoever opened it."""
+        self.closed = True
         self.cells = NOTHING
         self.leases.close()
         self.signal = Keyspace.signal  # an engine's own may hold a mapping open

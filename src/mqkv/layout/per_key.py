@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from mqkv.batch import of_sets, pack
 from mqkv.check import RESERVED, queue_name
 from mqkv.codecs import DEFAULT, BoundCodec
-from mqkv.errors import Error, OutcomeUnknown, StreamMissing
+from mqkv.errors import Closed, Error, OutcomeUnknown, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout.base import Options, answered, loaded, reached, rebuilt
@@ -27,6 +27,7 @@ from mqkv.record import Record, Unreadable, parse
 from mqkv.streams.base import Delivery, Engine, Promise, Start
 from mqkv.table import Subscriber, Table
 from mqkv.view import Shown
+from mqkv.waiting import Deadline
 from mqkv.watch import Watch, is_pattern
 
 DIRECTORY = f"{RESERVED}keys__"
@@ -77,20 +78,23 @@ class PerKeyKeyspace(FollowedKeys):
     async def write(
         self, record: Record, timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
-        async def once() -> tuple[int, Outcome | None]:
-            table = await self._writable(record, max_age, timeout, confirm=confirm, create=create)
-            offset, outcome = await self.write_to(table, record, timeout, confirm=confirm, shared=False)
-            if outcome is None and confirm and record.op != "set":
-                outcome = await self._outcome(record, offset, timeout)
-            return offset, outcome
-
-        try:
-            return await once()
-        except StreamMissing:
-            self._forget(record.key)
-            if not create:
-                raise
-            return await once()  # deleted under us: make it anew, once
+        deadline = Deadline(timeout)
+        while True:
+            table: Table | None = None
+            try:
+                table = await self._writable(record, max_age, timeout, confirm=confirm, create=create)
+                offset, outcome = await self.write_to(table, record, timeout, confirm=confirm, shared=False)
+                if outcome is None and confirm and record.op != "set":
+                    outcome = await self._outcome(record, offset, timeout)
+                return offset, outcome
+            except (StreamMissing, Closed) as error:
+                if self.closed:
+                    raise
+                if table is self._tables.get(record.key) or (table is None and isinstance(error, StreamMissing)):
+                    self._forget(record.key)
+                # Deleted under us: make it anew.
+                if not create or not deadline.left:
+                    raise StreamMissing(f"there is no stream {self.stream(record.key)}") from error
 
     async def write_all(
         self, records: Sequence[Record], timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
@@ -239,7 +243,10 @@ class PerKeyKeyspace(FollowedKeys):
             except StreamMissing:
                 if not create:
                     raise
-                table = (await self._make([key], max_age, timeout))[key]
+                made = (await self._make([key], max_age, timeout)).get(key)
+                if made is None:
+                    raise StreamMissing(f"stream {self.stream(key)} was deleted as soon as it was made") from None
+                table = made
             else:
                 if create:
                     await self._list([key], timeout)

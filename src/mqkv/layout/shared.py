@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Sequence
 
-from mqkv.errors import ReadTimeout, SettingsWarning, StreamMissing
+from mqkv.errors import Closed, ReadTimeout, SettingsWarning, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, attached, loaded, rebuilt, settled
@@ -15,7 +15,7 @@ from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Start
 from mqkv.table import Subscriber, Table
 from mqkv.view import Shown
-from mqkv.waiting import Turn
+from mqkv.waiting import Deadline, Turn
 from mqkv.watch import Watch
 
 
@@ -52,16 +52,20 @@ class SharedKeyspace(Keyspace):
     async def write(
         self, record: Record, timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
-        try:
-            table = await self._writable(record, timeout, create, confirm)
-            return await self.write_to(table, record, timeout, confirm=confirm, shared=True)
-        except StreamMissing:
-            self._drop()
-            if not create:
-                raise
-            # Deleted under us: make it anew, once.
-            table = await self._writable(record, timeout, create, confirm)
-            return await self.write_to(table, record, timeout, confirm=confirm, shared=True)
+        deadline = Deadline(timeout)
+        while True:
+            table: Table | None = None
+            try:
+                table = await self._writable(record, timeout, create, confirm)
+                return await self.write_to(table, record, timeout, confirm=confirm, shared=True)
+            except (StreamMissing, Closed) as error:
+                if self.closed:
+                    raise
+                if table is self._table or (table is None and isinstance(error, StreamMissing)):
+                    self._drop()
+                # Deleted under us: make it anew.
+                if not create or not deadline.left:
+                    raise StreamMissing(f"there is no stream {self.stream}") from error
 
     async def write_all(
         self, records: Sequence[Record], timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
@@ -142,8 +146,11 @@ class SharedKeyspace(Keyspace):
         if not table.tail.ready.done() or table.tail.ready.error() is not None:
             try:
                 await loaded(table, timeout)
-            except StreamMissing:
-                self._drop()
+            except (StreamMissing, Closed):
+                if self.closed:
+                    raise
+                if table is self._table:
+                    self._drop()
                 return None
         if not table.rebuilt.done():
             await rebuilt(table, timeout)

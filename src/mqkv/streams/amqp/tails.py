@@ -16,7 +16,7 @@ import logging
 import random
 from typing import TYPE_CHECKING
 
-from mqkv.errors import ConnectionFailed, Error, StreamDamaged, StreamMissing
+from mqkv.errors import Closed, ConnectionFailed, Error, StreamDamaged, StreamMissing
 from mqkv.streams.amqp.failures import Dropped, Unavailable, damaged, ours
 from mqkv.streams.amqp.feeds import Feed, Stream
 from mqkv.streams.amqp.lookout import Lookout
@@ -98,6 +98,8 @@ class AmqpTail(Tail):
 
     def _close(self) -> None:
         self.live = False
+        for promise in (self.attached, self.ready):  # somebody may wait for them, who did not close
+            promise.reject(Closed("this tail was closed"))
         if not self.waiting:
             self._leave()
             self.stream.check()
