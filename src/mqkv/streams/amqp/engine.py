@@ -68,6 +68,8 @@ class AmqpEngine(Engine):
     def begin_delete(self, stream: str, timeout: float) -> Promise[None]:
         async def delete(session: Session, left: float) -> None:
             await reads.delete(session, stream)
+            if stream in self._streams:
+                self._streams[stream].top = -1
             self._log(logging.INFO, "delete", stream=stream)
 
         return self._ask(stream, timeout, delete)

@@ -35,6 +35,8 @@ EMPTY_AFTER = 0.5
 #: A stream that breaks the connection so often in a row when it is read is damaged.
 STRIKES = 4
 LONGEST_PAUSE = 1.0
+#: Barriers without a message before them, after which the broker is asked what the newest is.
+DOUBT = 20
 
 
 class AmqpTail(Tail):
@@ -222,17 +224,25 @@ class AmqpTail(Tail):
     async def _catch_up(self, session: Session, channel: Channel, feed: Feed) -> None:
         if not feed.received and not self.live:
             await feed.wait(self._link, EMPTY_AFTER)
-        for _ in range(1_000_000):
-            if self.feed is not feed or self.live:
-                return
+        silent = 0
+        while self.feed is feed and not self.live:
             barrier = await channel.barrier(feed)
             if not barrier.complete():
+                silent = 0
                 continue
             if not feed.received:
                 break
             if self.position >= self.stream.top:
                 return
+            silent += 1
+            if silent % DOUBT == 0:  # what we know of the top may be of a stream that was deleted and made anew
+                found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
+                if found is None or found[0] <= self.position:
+                    self.stream.top = self.position
+                    return
             await self._link.sleep(0.001)
+        else:
+            return
         if self._verify and self.feed is feed:
             await self._judge(session)
 
