@@ -126,6 +126,28 @@ def test_regions_of_one_keyspace_are_told_apart_by_name(make: Make) -> None:
     assert by_hand.was_hard_invalidated()
 
 
+def test_what_it_covers_is_evicted_before_it_is(make: Make) -> None:
+    region = make(max_entries=3)
+    region.set("k", 1)
+    region.invalidate()
+    for number in range(5):
+        region.set(f"other{number}", number)
+        assert region.get("k") is NO_VALUE and region.get(f"other{number}") == number
+    assert not region.region_invalidator.was_hard_invalidated()
+
+
+def test_without_waiting_for_confirms(make: Make) -> None:
+    region, there = make(confirm=False), make(apart=True)
+    region.set("k", 1)
+    region.invalidate()
+    assert region.get("k") is NO_VALUE
+    region.set("k", 2)
+    assert region.get("k") == 2
+    region.backend.store.flush()
+    sync(there)
+    assert there.get("k") == 2 and there.region_invalidator.was_hard_invalidated()
+
+
 def test_through_proxies(make: Make) -> None:
     region = make(wrap=[ProxyBackend, ProxyBackend])
     region.set("k", 1)

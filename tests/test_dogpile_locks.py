@@ -146,9 +146,10 @@ def test_many_keys_of_which_one_is_taken(url: str, prefix: str) -> None:
     region.backend.close()
 
 
-def test_who_was_refused_does_not_write_a_record_a_time(make: Make) -> None:
+@pytest.mark.parametrize("url", PLACES, indirect=True)
+def test_who_was_refused_does_not_write_a_record_a_time(make: Make, url: str) -> None:
     backend = make()
-    mutex, other = mutex_of(backend), mutex_of(make())
+    mutex, other = mutex_of(backend), mutex_of(make(url=elsewhere(url)))
     mutex.acquire()
     with ThreadPoolExecutor(1) as thread:
         before = records(backend)
@@ -156,7 +157,7 @@ def test_who_was_refused_does_not_write_a_record_a_time(make: Make) -> None:
             assert thread.submit(other.acquire, False).result(10) is False
         assert records(backend) - before < 20
         mutex.release()
-        assert thread.submit(other.acquire, False).result(10) is True
+        soon(lambda: thread.submit(other.acquire, False).result(10))
     other.release()
 
 
@@ -220,23 +221,42 @@ class Interrupted(BaseException):
     """What a signal's handler may raise."""
 
 
-def test_who_is_interrupted_in_the_queue_leaves_it_in_order(make: Make) -> None:
+@pytest.mark.parametrize("others", [0, 1])
+def test_who_is_interrupted_when_its_turn_has_come_passes_it_on(make: Make, others: int) -> None:
     mutex = mutex_of(make())
     mutex.acquire()
 
     def interrupt(*_: object) -> None:
+        release = threading.Thread(target=mutex.release)
+        release.start()
+        release.join()
         raise Interrupted
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(Interrupted):
-            mutex.acquire()
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    mutex.release()
-    assert not mutex.locked()
+    with ThreadPoolExecutor(1) as threads:
+        try:
+            waiting = [threads.submit(lambda: (time.sleep(0.2), mutex.acquire())[1]) for _ in range(others)]
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            with pytest.raises(Interrupted):
+                mutex.acquire()
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        for each in waiting:
+            assert each.result(10)
+            mutex.release()
+    soon(lambda: not mutex.locked())
     assert mutex.acquire(False)
+    mutex.release()
+
+
+def test_a_lock_that_was_taken_past_dogpile(make: Make) -> None:
+    backend = make()
+    mutex = mutex_of(backend)
+    with backend.store.lock("_lockk"):
+        assert mutex.locked() and not mutex.acquire(False)
+        with pytest.raises(mqkv.LockHeld):
+            mutex.acquire()
+    assert mutex.acquire()
     mutex.release()
 
 
@@ -264,13 +284,13 @@ def test_a_child_is_not_stopped_by_what_threads_of_its_parent_hold(make: Make) -
     mutex.acquire()
 
     def work() -> None:
-        mutex.release()  # the parent's: a warning in the log, and nothing more
         mine = mutex_of(backend)
         if not repr(backend).count("memory"):
             assert not mine.acquire(False)
             assert mutex_of(backend, "other").acquire()
         else:  # a place in memory is the child's own
             assert mine.acquire(False)
+        mutex.release()  # the parent's: a warning in the log, and nothing more
 
     in_child(work)
     assert mutex.locked()
