@@ -7,12 +7,12 @@ must outlive them. A store knows by itself when the process has forked.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mqkv
@@ -73,8 +73,8 @@ class Shared:
     def close(self) -> None:
         self.store.close()
         if self._async_store is not None:
-            with contextlib.suppress(RuntimeError):  # inside a running loop: it goes with the process
-                asyncio.run(self._async_store.close())
+            with ThreadPoolExecutor(1) as pool:  # there may be a loop in this thread
+                pool.submit(asyncio.run, self._async_store.close()).result()
 
 
 _lock = threading.RLock()
