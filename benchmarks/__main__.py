@@ -25,6 +25,7 @@ NAMES = (
     "visible",
     "file_engine",
     "operations",
+    "django_cache",
 )
 BEGIN, END = "<!-- benchmarks/run --record: from here -->", "<!-- to here -->"
 

@@ -141,7 +141,8 @@ class View:
         try:
             value = self._codec.decode(key, body, content_type)
         except Exception:  # noqa: BLE001 -- a codec may be the user's own; reading the key says what is wrong
-            self._log.once(logging.WARNING, "undecodable", "undecodable", stream=self.stream, offset=cell.revision)
+            if not self._codec.lenient:  # else it is absent, and whoever asks for it says so
+                self._log.once(logging.WARNING, "undecodable", "undecodable", stream=self.stream, offset=cell.revision)
             return None
         return (value, None if expires_ms is None else expires_ms / 1000) if type(value) in IMMUTABLE else None
 

@@ -88,11 +88,7 @@ def test_a_forged_record_is_a_miss(
     with caplog.at_level(logging.WARNING, "mqkv.django"):
         attacker.set(":1:k", (body, content_type))
         assert misses(cache)
-    told = [
-        record.getMessage()
-        for record in caplog.records
-        if "at=unreadable" in record.getMessage() or "at=skip" in record.getMessage()
-    ]
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(told) == 1 and "text" not in told[0].replace("content", "")
     # It heals.
     assert cache.get_or_set("k", [0]) == [0] and cache.get("k") == [0]

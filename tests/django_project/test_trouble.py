@@ -62,7 +62,7 @@ def test_errors_are_ignored(settings: Any, nowhere: str, caplog: pytest.LogCaptu
     assert 1 <= len(ignored) < 5 and "guest:guest" not in caplog.text
     assert time.monotonic() - begun < 10, "a page makes many calls; it waits for one of them"
     # What the caller does wrong is not ignored.
-    cache._shared._paused_until = 0.0
+    cache._shared._paused_until = None
     with pytest.raises(InvalidCacheKey), pytest.warns(CacheKeyWarning):
         cache.set("new\nline", 1)
 
@@ -112,6 +112,32 @@ def test_a_broker_that_goes_and_comes_back(settings: Any, own_broker: Any) -> No
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert cache.get("k") == [4] and mqkv.django.health().ok
+
+
+def test_while_the_broker_is_down_one_caller_at_a_time_finds_out(memory_entry: Any, settings: Any) -> None:
+    settings.CACHES = {"default": memory_entry(OPTIONS={"IGNORE_EXCEPTIONS": True})}
+    shared = caches["default"]._shared
+    assert not shared.resting() and not shared.resting()
+    shared.failed(time.monotonic())
+    assert shared.resting()
+    shared._paused_until = time.monotonic()
+    assert not shared.resting() and shared.resting(), "one is let through, the others rest until it knows"
+    caches["default"].get("k")
+    shared._paused_until = time.monotonic()
+    assert caches["default"].set("k", 1) and shared._paused_until is None
+
+
+def test_a_broker_that_answers_nothing(settings: Any) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"amqp://guest:guest@127.0.0.1:{listener.getsockname()[1]}/%2F?connect_timeout=1"
+        cache = down(settings, url, IGNORE_EXCEPTIONS=True)
+        begun = time.monotonic()
+        for _ in range(20):
+            assert cache.get("k", 1) == 1 and not cache.set("k", 2) and cache.get_many(["k"]) == {}
+        assert time.monotonic() - begun < 5
+        mqkv.django.close_stores()
 
 
 def test_health(cache: Any) -> None:

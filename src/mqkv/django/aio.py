@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
@@ -49,7 +50,10 @@ class AsyncMethods:
     get_backend_timeout: Callable[..., float | None]
     _replaced: ClassVar[frozenset[str]]
     _ignore: bool
+    _fail: Callable[[mqkv.Error], NoReturn]
     _failed: Callable[..., Any]
+    _recall: Callable[[str, Any], Any]
+    _recall_many: Callable[[Iterable[str]], dict[str, Any]]
     _own_prefix: Callable[[], str]
     _pattern: Callable[..., str]
     _given: Callable[..., str]
@@ -58,33 +62,41 @@ class AsyncMethods:
 
         @property
         def _shared(self) -> Shared: ...
-        @property
-        def _resting(self) -> bool: ...
 
     async def _ado(self, dropped: Any, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call the store; ``dropped`` where that fails and failures are ignored."""
-        if self._resting:
+        call = getattr(self._shared.async_store, verb)
+        if not self._ignore:
+            try:
+                return await call(*arguments, **options)
+            except mqkv.Error as error:
+                self._fail(error)
+        if self._shared.resting():
             return dropped
+        begun = time.monotonic()
         try:
-            return await getattr(self._shared.async_store, verb)(*arguments, **options)
+            result = await call(*arguments, **options)
         except mqkv.Error as error:
-            return self._failed(error, dropped)
+            return self._failed(error, dropped, begun)
+        self._shared.worked()
+        return result
 
     @mirror
     async def aget(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         key = self.make_and_validate_key(key, version=version)
-        if self._ignore and self._resting:
-            return self._shared.store.peek(key, default)
+        if self._ignore:
+            value = await self._ado(_ABSENT, "get", key, default)
+            return value if value is not _ABSENT else self._recall(key, default)
         try:
             return await self._shared.async_store.get(key, default)
         except mqkv.Error as error:
-            return self._failed(error, default)
+            self._fail(error)
 
     @mirror
     async def aget_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         asked = {self.make_and_validate_key(key, version=version): key for key in keys}
-        found = await self._ado({}, "get_many", asked)
-        return {asked[key]: value for key, value in found.items()}
+        found = await self._ado(None, "get_many", asked)
+        return {asked[key]: value for key, value in (self._recall_many(asked) if found is None else found).items()}
 
     @mirror
     async def ahas_key(self, key: Any, version: int | None = None) -> bool:

@@ -6,6 +6,7 @@ import functools
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NoReturn
 
@@ -122,42 +123,57 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
             raise InvalidCacheKey(str(error)) from error
         raise error
 
-    def _failed(self, error: mqkv.Error, dropped: Any) -> Any:
+    def _failed(self, error: mqkv.Error, dropped: Any, begun: float) -> Any:
         """What a call answers that has failed: ``dropped``, where such errors are to be ignored."""
         if not self._ignore or not isinstance(error, _TROUBLE):
+            self._shared.worked()
             self._fail(error)
-        self._shared.pause()
+        self._shared.failed(begun)
         if self._log_ignored:
             logger.warning("at=ignored error=%s reason=%s", type(error).__name__, error)
         return dropped
 
-    @property
-    def _resting(self) -> bool:
-        return self._ignore and self._shared.paused
-
     def _do(self, dropped: Any, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call the store; ``dropped`` where that fails and failures are ignored."""
-        if self._resting:
+        if not self._ignore:
+            try:
+                return verb(*arguments, **options)
+            except mqkv.Error as error:
+                self._fail(error)
+        if self._shared.resting():
             return dropped
+        begun = time.monotonic()
         try:
-            return verb(*arguments, **options)
+            result = verb(*arguments, **options)
         except mqkv.Error as error:
-            return self._failed(error, dropped)
+            return self._failed(error, dropped, begun)
+        self._shared.worked()
+        return result
+
+    def _recall(self, key: str, default: Any) -> Any:
+        """What memory knows, whatever the broker would say; nothing, where it may be too old."""
+        return default if self._options.get("max_staleness") is not None else self._store.peek(key, default)
+
+    def _recall_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        found = ((key, self._recall(key, _ABSENT)) for key in keys)
+        return {key: value for key, value in found if value is not _ABSENT}
 
     # Reading
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         key = self.make_and_validate_key(key, version=version)
-        if self._ignore and self._resting:
-            return self._store.peek(key, default)
+        if self._ignore:
+            value = self._do(_ABSENT, self._store.get, key, default)
+            return value if value is not _ABSENT else self._recall(key, default)
         try:
             return self._store.get(key, default)
         except mqkv.Error as error:
-            return self._failed(error, default)
+            self._fail(error)
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         asked = {self.make_and_validate_key(key, version=version): key for key in keys}
-        return {asked[key]: value for key, value in self._do({}, self._store.get_many, asked).items()}
+        found = self._do(None, self._store.get_many, asked)
+        return {asked[key]: value for key, value in (self._recall_many(asked) if found is None else found).items()}
 
     def has_key(self, key: Any, version: int | None = None) -> bool:
         return self.get(key, _ABSENT, version=version) is not _ABSENT

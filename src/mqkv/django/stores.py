@@ -7,12 +7,12 @@ must outlive them. A store knows by itself when the process has forked.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mqkv
@@ -24,8 +24,9 @@ from mqkv.django.serializers import SERIALIZERS
 
 logger = logging.getLogger("mqkv.django")
 
-#: For how many seconds a broker that failed is left alone, where exceptions are ignored.
-PAUSE = 1.0
+#: For how many seconds a broker that failed is left alone, where exceptions are ignored: as long as the failure took to show,
+#: within these bounds.
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 
 
 class Shared:
@@ -34,7 +35,7 @@ class Shared:
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
         self.codec = _codec(config)
-        self._paused_until = 0.0
+        self._paused_until: float | None = None  #: by time.monotonic; None while all is well
         self.store: mqkv.Store = self._open(mqkv.Store)
         self._async_store: mqkv.AsyncStore | None = None
 
@@ -62,19 +63,34 @@ class Shared:
                     self._async_store = self._open(mqkv.AsyncStore)
         return self._async_store
 
-    @property
-    def paused(self) -> bool:
-        return self._paused_until > time.monotonic()
+    def resting(self) -> bool:
+        """Whether to leave the broker alone: a page makes many calls, and should wait for one of them. When the pause is over,
+        one caller is let through, and the others rest until it knows."""
+        until = self._paused_until
+        if until is None:
+            return False
+        now = time.monotonic()
+        if now < until:
+            return True
+        self._paused_until = now + LONGEST_PAUSE
+        return False
 
-    def pause(self) -> None:
-        """Leave the broker alone for a moment: a page makes many calls, and should wait for one of them."""
-        self._paused_until = time.monotonic() + PAUSE
+    def failed(self, begun: float) -> None:
+        """A call that began at ``begun`` could not be done."""
+        now = time.monotonic()
+        self._paused_until = now + min(max(now - begun, SHORTEST_PAUSE), LONGEST_PAUSE)
+
+    def worked(self) -> None:
+        """A call was done; by memory alone, perhaps."""
+        if self._paused_until is not None:
+            in_touch = self.store.stats().get("staleness") == 0
+            self._paused_until = None if in_touch else time.monotonic() + SHORTEST_PAUSE
 
     def close(self) -> None:
         self.store.close()
         if self._async_store is not None:
-            with contextlib.suppress(RuntimeError):  # inside a running loop: it goes with the process
-                asyncio.run(self._async_store.close())
+            with ThreadPoolExecutor(1) as pool:  # there may be a loop in this thread
+                pool.submit(asyncio.run, self._async_store.close()).result()
 
 
 _lock = threading.RLock()
