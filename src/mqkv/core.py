@@ -7,7 +7,7 @@ names, and say what they mean. Nothing here knows streams or messages.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 from mqkv import check, registry
@@ -156,6 +156,9 @@ class Core:
         text = check.key_text(key)
         check.queue_name(self._prefix, text)
         return text
+
+    def _checked(self, keys: Iterable[object]) -> list[str]:
+        return check.shared_keys(keys) if self._shared else [self._key(key) for key in keys]
 
     def _encode(self, key: str, value: object) -> tuple[bytes, str | None]:
         body, content_type = self._codec.encode(key, value)

@@ -27,7 +27,7 @@ class Reads(Core):
         return self._value(key, cell, default)
 
     async def _get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        wanted = [self._key(key) for key in keys]
+        wanted = self._checked(keys)
         ready, cells = await self._open_keyspace().read_many(wanted, self._read_timeout)
         now = self._clock()
         found = {key: value for key, (value, expires) in ready.items() if expires is None or now < expires}
@@ -94,7 +94,7 @@ class Reads(Core):
 
     async def _preload(self, keys: Iterable[str], max_messages: int) -> None:
         check.positive("max_messages", max_messages, whole=True)
-        checked = [self._key(key) for key in keys]
+        checked = self._checked(keys)
         self._preloaded.update(dict.fromkeys(checked))
         await self._open_keyspace().preload(checked, self._read_timeout)
         self._log.debug("preload", keys=len(checked))

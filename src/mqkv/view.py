@@ -120,11 +120,14 @@ class View:
     def _show_all(self, keys: Iterable[str]) -> None:
         """Show a batch as a whole: who has seen one of its values sees all. What can't be shown goes first, so that its readers
         come here, and wait; ``dict.update`` is one step."""
-        ready = {key: self._ready(key) for key in keys}
-        for key, value in ready.items():
+        ready: dict[str, Shown] = {}
+        for key in keys:
+            value = self._ready(key)
             if value is None:
                 self.shown.pop(key, None)
-        self.shown.update({key: value for key, value in ready.items() if value is not None})
+            else:
+                ready[key] = value
+        self.shown.update(ready)
 
     def _ready(self, key: str) -> Shown | None:
         """What may be handed out for a key without asking; None where asking is needed."""

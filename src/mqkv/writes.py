@@ -113,7 +113,8 @@ class Verbs(Reads):
     async def _set_many(self, mapping: Mapping[str, object], ttl: float | None) -> None:
         max_age = _max_age(ttl)
         now, expires_ms = self._times(ttl)
-        encoded = [(self._key(key), *self._encode(key, value)) for key, value in mapping.items()]
+        encode = self._encode
+        encoded = [(key, *encode(key, value)) for key, value in zip(self._checked(mapping), mapping.values(), strict=True)]
         if not encoded:
             return
         keyspace = self._open_keyspace()
@@ -127,7 +128,7 @@ class Verbs(Reads):
             self._log.debug("set_many", keys=len(encoded), ttl=ttl)
 
     async def _delete_many(self, keys: Iterable[str]) -> int:
-        wanted = list(dict.fromkeys(self._key(key) for key in keys))
+        wanted = list(dict.fromkeys(self._checked(keys)))
         if not wanted:
             return 0
         keyspace = self._open_keyspace()
