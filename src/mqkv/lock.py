@@ -25,6 +25,9 @@ from mqkv.waiting import run, wait
 #: How much later than the one before it in the queue a waiter breaks a silent holder's lease, in seconds.
 STAGGER = 0.25
 
+#: Seconds that a broker has at least for an answer, whatever a lock's timeout.
+LEAST = 0.5
+
 _OWN: Any = object()
 
 #: What an append to a purged stream comes to, before and after the keyspace has let go of its table.
@@ -138,6 +141,7 @@ class _Attempt:
         self.store = self._core = core
         self._keyspace, self._table, self._name, self._ttl = keyspace, table, name, ttl
         self.owner = new_id()
+        self._until: float | None = None
         self._granted: Promise[int | None] = Promise()
         self._held: Held | None = None
         self._heard = 0.0
@@ -145,6 +149,7 @@ class _Attempt:
 
     async def make(self, until: float | None) -> tuple[int, float] | None:
         """The token, and since when the lease counts; None if ``until`` came first."""
+        self._until = until
         self._keyspace.leases.wait(self)
         try:
             granted = await self._make(until)
@@ -260,7 +265,10 @@ class _Attempt:
         return Record(op, self._name, id=new_id(), args=args)
 
     async def _append(self, record: Record) -> tuple[int, Outcome]:
-        offset, outcome = await self._keyspace.write_to(self._table, record, self._core._write_timeout, confirm=True, shared=True)
+        timeout = self._core._write_timeout
+        if self._until is not None:  # a broker that is silent must not hold us up for longer than was asked for
+            timeout = min(timeout, max(self._until - time.monotonic(), LEAST))
+        offset, outcome = await self._keyspace.write_to(self._table, record, timeout, confirm=True, shared=True)
         return offset, Outcome("lock", done=False) if outcome is None else outcome
 
 
