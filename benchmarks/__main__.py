@@ -26,6 +26,7 @@ NAMES = (
     "file_engine",
     "operations",
     "django_cache",
+    "django_peers",
 )
 BEGIN, END = "<!-- benchmarks/run --record: from here -->", "<!-- to here -->"
 

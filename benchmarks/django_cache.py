@@ -19,8 +19,9 @@ MANY = [f"many:{number}" for number in range(2_000)]
 VALUES = {"str": VALUE, "dict": {"name": VALUE, "visits": 3}}
 
 
-def configured(bench: Bench, url: str) -> tuple[Any, Any]:
-    """Our cache on ``url``, and Django's own in memory."""
+def configured(bench: Bench, url: str, peers: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """Our cache on ``url``, and Django's own in memory; and the settings of more."""
+    peers = peers or {}
     if not settings.configured:
         os.environ.pop("DJANGO_SETTINGS_MODULE", None)
         settings.configure(SECRET_KEY="of the benchmarks", CACHES={})
@@ -32,9 +33,10 @@ def configured(bench: Bench, url: str) -> tuple[Any, Any]:
             "OPTIONS": {"prefix": bench.prefix(), "read_timeout": 30},
         },
         "locmem": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "OPTIONS": {"MAX_ENTRIES": 100_000}},
+        **peers,
     }
     caches._settings = caches.settings = caches.configure_settings(None)
-    for alias in ("default", "locmem"):
+    for alias in ("default", "locmem", *peers):
         if hasattr(caches._connections, alias):
             del caches[alias]
     return caches["default"], caches["locmem"]
