@@ -37,6 +37,8 @@ _CONSTANTS: dict[bytes, object] = {b"none": None, b"true": True, b"false": False
 
 #: How many bodies, and bytes of them, are known to be signed well, so that each is checked once and not at every read.
 _KNOWN, _KNOWN_BYTES = 65_536, 64 * 2**20
+#: How many bodies that were signed here a moment ago are known as such, and how long one may be.
+_SIGNED, _SIGNED_LENGTH = 4_096, 4_096
 
 
 class Kind(NamedTuple):
@@ -91,6 +93,7 @@ class SignedCodec:
         self._family, self._label, self._packed = family, label, f"; in={compressor_label}"
         self._known: dict[str, tuple[bytes, str, Kind, memoryview]] = {}
         self._known_bytes = 0
+        self._signed: dict[str, tuple[bytes, str]] = {}
         self._lock = threading.Lock()
 
     def encode_for(self, key: str, value: Any) -> tuple[bytes, str | None]:
@@ -120,7 +123,12 @@ class SignedCodec:
                 payload, content_type = packed, content_type + self._packed
         if not self._keys:
             return _FORMAT + payload, content_type
-        return b"".join((_FORMAT, self._signature(self._keys[0], key, content_type, payload), payload)), content_type
+        body = b"".join((_FORMAT, self._signature(self._keys[0], key, content_type, payload), payload))
+        if len(body) <= _SIGNED_LENGTH and self._types[content_type].shared:
+            if len(self._signed) >= _SIGNED:
+                self._signed.clear()
+            self._signed[key] = body, content_type
+        return body, content_type
 
     def decode_for(self, key: str, body: bytes, content_type: str | None) -> object:
         if content_type == NUMBER:
@@ -136,7 +144,9 @@ class SignedCodec:
         if not self._keys:
             return self._load(key, kind, memoryview(body)[1:])
         payload = memoryview(body)[_HEAD:]
-        self._check(key, content_type or "", body[1:_HEAD], payload)
+        # What comes back from the log as it was signed here a moment ago needs no second look.
+        if self._signed.pop(key, None) != (body, content_type):
+            self._check(key, content_type or "", body[1:_HEAD], payload)
         if not kind.shared:
             self._remember(key, body, content_type or "", kind, payload)
         return self._load(key, kind, payload)
