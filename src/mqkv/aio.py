@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -17,7 +15,6 @@ from typing import Any, Literal, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from mqkv import check
-from mqkv.codecs import DEFAULT, Codec, KeyedCodec
 from mqkv.core import ABSENT, ASK, Entry
 from mqkv.errors import Error
 from mqkv.lock import _OWN, LockCore
@@ -43,38 +40,7 @@ class AsyncStore(Verbs):
     under way may still happen.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        prefix: str = "mqkv",
-        layout: Literal["per-key", "shared"] = "per-key",
-        name: str = "default",
-        read_timeout: float = 0.5,
-        write_timeout: float = 10.0,
-        confirm: bool = True,
-        pack: bool = True,
-        logger: logging.Logger | None = None,
-        codec: Codec | KeyedCodec = DEFAULT,
-        max_entries: int | None = None,
-        max_staleness: float | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        super().__init__(
-            url,
-            prefix=prefix,
-            layout=layout,
-            name=name,
-            read_timeout=read_timeout,
-            write_timeout=write_timeout,
-            confirm=confirm,
-            pack=pack,
-            logger=logger,
-            codec=codec,
-            max_entries=max_entries,
-            max_staleness=max_staleness,
-            clock=clock,
-        )
+    def _set_up(self) -> None:
         self._rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
         self._pool: ThreadPoolExecutor | None = None
 

@@ -7,11 +7,12 @@ names, and say what they mean. Nothing here knows streams or messages.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 from mqkv import check, registry
-from mqkv.codecs import BoundCodec, Codec, KeyedCodec
+from mqkv.codecs import DEFAULT, BoundCodec, Codec, KeyedCodec
 from mqkv.errors import (
     Closed,
     InvalidValue,
@@ -63,18 +64,18 @@ class Core:
         self,
         url: str,
         *,
-        prefix: str,
-        layout: Literal["per-key", "shared"],
-        name: str,
-        read_timeout: float,
-        write_timeout: float,
-        confirm: bool,
-        pack: bool,
-        logger: logging.Logger | None,
-        codec: Codec | KeyedCodec,
-        max_entries: int | None,
-        max_staleness: float | None,
-        clock: Callable[[], float],
+        prefix: str = "mqkv",
+        layout: Literal["per-key", "shared"] = "per-key",
+        name: str = "default",
+        read_timeout: float = 0.5,
+        write_timeout: float = 10.0,
+        confirm: bool = True,
+        pack: bool = True,
+        logger: logging.Logger | None = None,
+        codec: Codec | KeyedCodec = DEFAULT,
+        max_entries: int | None = None,
+        max_staleness: float | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._url = parse_url(url)
         check.positive("read_timeout", read_timeout)
@@ -97,7 +98,11 @@ class Core:
         self._unreadable = 0
         self._state: Literal["open", "forked", "closed"] = "open"
         self._keyspace: Keyspace = self._place.acquire()
+        self._set_up()
         registry.enlist(self)
+
+    def _set_up(self) -> None:
+        """What one kind of store has besides."""
 
     def __repr__(self) -> str:
         layout = "shared" if self._shared else "per-key"

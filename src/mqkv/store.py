@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 from mqkv import check
-from mqkv.codecs import DEFAULT, Codec, KeyedCodec
 from mqkv.core import ABSENT, ASK, Entry
 from mqkv.errors import InvalidKey
 from mqkv.lock import Lock
@@ -38,38 +35,7 @@ class Store(Verbs):
     tests.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        prefix: str = "mqkv",
-        layout: Literal["per-key", "shared"] = "per-key",
-        name: str = "default",
-        read_timeout: float = 0.5,
-        write_timeout: float = 10.0,
-        confirm: bool = True,
-        pack: bool = True,
-        logger: logging.Logger | None = None,
-        codec: Codec | KeyedCodec = DEFAULT,
-        max_entries: int | None = None,
-        max_staleness: float | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        super().__init__(
-            url,
-            prefix=prefix,
-            layout=layout,
-            name=name,
-            read_timeout=read_timeout,
-            write_timeout=write_timeout,
-            confirm=confirm,
-            pack=pack,
-            logger=logger,
-            codec=codec,
-            max_entries=max_entries,
-            max_staleness=max_staleness,
-            clock=clock,
-        )
+    def _set_up(self) -> None:
         if self._log.debugging:
             self.get = self._get_and_log  # type: ignore[method-assign]
 
