@@ -43,6 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.broker)
         if item.get_closest_marker("time_intensive"):  # dogpile's own name for it
             item.add_marker(pytest.mark.slow)
+            if getattr(item.cls, "variant", False):  # ten seconds each, and the main class has them too
+                item.add_marker(pytest.mark.long)
 
 
 # Brokers

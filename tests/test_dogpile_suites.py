@@ -53,14 +53,16 @@ class TestRegion(OnEveryEngine, _GenericBackendTestSuite, _GenericMutexTestSuite
 
 
 class TestWithoutLock(OnEveryEngine, _GenericBackendTestSuite):
-    pass
+    variant = True
 
 
 class TestSigned(OnEveryEngine, _GenericBackendTestSuite):
+    variant = True
     arguments = {"distributed_lock": True, "secret": "a secret"}  # noqa: RUF012
 
 
 class TestPerKey(OnEveryEngine, _GenericBackendTestSuite, _GenericMutexTestSuite):
+    variant = True
     arguments = {"distributed_lock": True, "layout": "per-key"}  # noqa: RUF012
 
 
