@@ -244,6 +244,19 @@ def test_a_writer_killed_between_commit_and_signal(engine: FileEngine, make: Mak
     assert far.deliveries == sink.deliveries
 
 
+def test_what_the_newest_record_is_stands_in_tables(engine: FileEngine, make: Make) -> None:
+    """A writer has committed and not told yet: who is told of its record by ``last`` finds it in the tails."""
+    tail, sink = opened(engine, "s")
+    told = put(tail, "told")
+    far_tail, _ = opened(make(), "s")
+    put(far_tail, "silent")
+    assert engine._shared is not None
+    engine._shared.words[0] = told  # as if the other stood between its commit and its signal
+    newest = engine.last("s", 5)
+    assert newest is not None and newest[1].body == b"silent"
+    assert sink.offsets == [told, newest[0]]
+
+
 def test_the_lock_of_a_killed_writer_is_free(engine: FileEngine, place: str) -> None:
     tail, _ = opened(engine, "s")
     with process(place, "opened(engine, 's')\nengine._shared.acquire(1)\nsay('held')\ntime.sleep(60)") as child:

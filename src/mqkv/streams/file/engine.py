@@ -94,7 +94,11 @@ class FileEngine(Engine):
             found = base.find(stream)
             if found is None:
                 raise missing(stream)
-            return base.newest(found[0])
+            row = base.newest(found[0])
+            if row is not None and row[0] > self._tails.known:
+                # Its writer has committed and not told yet, or was killed in between: who sees it here must find it in tables.
+                self._tails.catch_up(base)
+            return row
 
         row = self._with(work, timeout)
         if row is None:
