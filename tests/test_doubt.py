@@ -79,6 +79,7 @@ def test_watches_miss_nothing_and_are_told_nothing_twice(stores: tuple[mqkv.Stor
             seen: list[Any] = [watch.get(10) for _ in expected]
             assert [change and (change.kind, change.value) for change in seen] == [("set", value) for value in expected]
             assert watch.get(0.05) is None
+        assert "k" not in two._keyspace._idle, "a table that is watched is not one to let go of"  # type: ignore[attr-defined]
     assert two.get("k") == 22
 
 

@@ -87,12 +87,12 @@ class FollowedKeys(Keyspace):
             table = await self._attach(key, timeout)
         try:
             whole = await loaded(self._begin(key, Start.FIRST, table.judge), timeout)
-            with self._lock:
+            with self._lock:  # in one step: no other table may come between
                 if self._tables.get(key) is table:
                     del self._tables[key]
                     table.hand_over(whole)
                     table.tail.close()
-            return self._keep(key, whole)
+                return self._keep(key, whole)
         finally:
             self._opened(key)
 
@@ -166,7 +166,7 @@ class FollowedKeys(Keyspace):
             self.signal = self.engine.signal
             if key in self._preloaded:
                 table.serve(True)
-            else:
+            elif not table.watched:
                 self._idle[key] = table
         return table
 

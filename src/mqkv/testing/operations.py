@@ -219,9 +219,8 @@ class OperationsContract(StoreFixtures):
             store.set_many({"a": 1}, ttl=-1)
         assert store.keys() == []
 
-    def test_readers_see_a_batch_as_a_whole(self, make: MakeStore, other_url: str, layout: str) -> None:
-        if layout == "per-key":
-            pytest.skip("a batch is one step in the shared layout only")
+    @pytest.mark.parametrize("layout", ["shared"], indirect=True)
+    def test_readers_see_a_batch_as_a_whole(self, make: MakeStore, other_url: str) -> None:
         store, other = make(), make(other_url)
         keys = [f"k{i}" for i in range(50)]
         store.set_many(dict.fromkeys(keys, 0))
@@ -246,9 +245,8 @@ class OperationsContract(StoreFixtures):
         results = at_once(write, read)
         assert results[1] > 0
 
-    def test_a_batch_that_is_too_large(self, store: mqkv.Store, layout: str) -> None:
-        if layout == "per-key":
-            pytest.skip("a batch is one record in the shared layout only")
+    @pytest.mark.parametrize("layout", ["shared"], indirect=True)
+    def test_a_batch_that_is_too_large(self, store: mqkv.Store) -> None:
         with pytest.raises(mqkv.ValueTooLarge):
             store.set_many({f"k{i}": "x" * 2**20 for i in range(17)})
         assert store.keys() == []
