@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import mqkv
-from mqkv.waiting import run
+from mqkv.waiting import Deadline, run
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def until(condition: Callable[[], object], what: str, timeout: float = SOON) -> 
 
 def queue_of(store: mqkv.Store, name: str) -> int:
     """How many wait for a lock."""
-    table = run(store._keyspace.lock_table(5.0))
+    table = run(store._keyspace.lock_table(Deadline(5.0)))
     assert table is not None
     held = table.lock_state(name)
     return 0 if held is None else len(held.queue)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import mqkv
-from mqkv.waiting import run
+from mqkv.waiting import Deadline, run
 
 Make = Callable[..., mqkv.AsyncStore]
 
@@ -166,7 +166,7 @@ def test_a_lock_among_tasks(make: Make) -> None:
         assert [type(result) for result in results[:3]] == [asyncio.CancelledError] * 3 and results[3:] == [None] * 7
         assert tokens == sorted(tokens)
         assert not await store.lock("l").locked()
-        table = await store._drive(store._keyspace.lock_table(5))
+        table = await store._drive(store._keyspace.lock_table(Deadline(5)))
         assert table is not None and table.lock_state("l") is None
 
     go(make, test)

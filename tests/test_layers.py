@@ -44,7 +44,7 @@ LAYERS = {
     "view": f"{BOTTOM} record fold",
     "table": f"{BOTTOM} record fold view streams.base",
     "watch": f"{BOTTOM} record fold table streams.base",
-    "waiting": "streams.base",
+    "waiting": "errors streams.base",
     "layout": "layout.*",
     "layout.*": f"{CORE} compaction layout.*",
     "registry": f"{CORE} url layout layout.* streams.memory streams.file streams.amqp",

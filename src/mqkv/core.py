@@ -18,6 +18,7 @@ from mqkv.errors import (
     InvalidValue,
     UnreadableValue,
     ValueTooLarge,
+    WriteTimeout,
 )
 from mqkv.fold import Cell
 from mqkv.layout import Keyspace, Options
@@ -122,7 +123,7 @@ class Core:
                 parting = Deadline(PARTING)
                 for promise in keyspace.leases.leave(self):
                     await wait(promise, parting.left)
-                await wait(keyspace.unconfirmed.settled(), self._write_timeout)
+                await wait(keyspace.unconfirmed.settled(), self._writing().left)
             finally:
                 self._place.release()
             self._log(logging.INFO, "close", url=self._url)
@@ -141,10 +142,18 @@ class Core:
         keyspace = self._place.acquire()
         self._keyspace, self._state = keyspace, "open"
         if self._preloaded:
-            run(keyspace.preload(list(self._preloaded), self._read_timeout))
+            run(keyspace.preload(list(self._preloaded), self._reading()))
         return keyspace
 
     # Helpers
+
+    def _reading(self) -> Deadline:
+        """The deadline of a read that begins now."""
+        return Deadline(self._read_timeout)
+
+    def _writing(self) -> Deadline:
+        """The deadline of a write that begins now."""
+        return Deadline(self._write_timeout, WriteTimeout)
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

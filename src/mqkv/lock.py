@@ -11,7 +11,7 @@ from typing import Any
 
 from mqkv import check
 from mqkv.core import Core
-from mqkv.errors import Closed, Error, InvalidOption, LockHeld, LockLost, LockTimeout, StreamMissing
+from mqkv.errors import Closed, Error, InvalidOption, LockHeld, LockLost, LockTimeout, StreamMissing, WriteTimeout
 from mqkv.fold import Lock as Held
 from mqkv.fold import Outcome
 from mqkv.ids import new_id
@@ -20,7 +20,7 @@ from mqkv.layout.leases import Lease, let_go
 from mqkv.record import Record
 from mqkv.streams.base import HeaderValue, Promise
 from mqkv.table import Table
-from mqkv.waiting import run, wait
+from mqkv.waiting import Deadline, run, wait
 
 #: How much later than the one before it in the queue a waiter breaks a silent holder's lease, in seconds.
 STAGGER = 0.25
@@ -94,7 +94,7 @@ class LockCore:
 
     async def _attempt(self, keyspace: Keyspace, holder: object, until: float | None) -> Lease | None:
         core = self._core
-        table = await keyspace.lock_table(core._read_timeout)
+        table = await keyspace.lock_table(core._reading())
         if table is None:
             raise LockLost(f"lock {self._name!r} has no stream to be in")
         attempt = _Attempt(core, keyspace, table, self._name, self._ttl)
@@ -109,7 +109,7 @@ class LockCore:
         keyspace.leases.remove(lease)
         try:
             _, outcome = await keyspace.write_to(
-                lease.table, lease.record("unlock"), self._core._write_timeout, confirm=True, shared=True
+                lease.table, lease.record("unlock"), self._core._writing(), confirm=True, shared=True
             )
         except _GONE:
             outcome = None
@@ -118,7 +118,7 @@ class LockCore:
         self._core._log.debug("lock", name=self._name, status="released")
 
     async def _locked(self) -> bool:
-        table = await self._core._open_keyspace().lock_table(self._core._read_timeout, declare=False)
+        table = await self._core._open_keyspace().lock_table(self._core._reading(), declare=False)
         return table is not None and table.lock_state(self._name) is not None
 
     async def _enter(self, holder: object) -> None:
@@ -268,7 +268,8 @@ class _Attempt:
         timeout = self._core._write_timeout
         if self._until is not None:  # a broker that is silent must not hold us up for longer than was asked for
             timeout = min(timeout, max(self._until - time.monotonic(), LEAST))
-        offset, outcome = await self._keyspace.write_to(self._table, record, timeout, confirm=True, shared=True)
+        deadline = Deadline(timeout, WriteTimeout)
+        offset, outcome = await self._keyspace.write_to(self._table, record, deadline, confirm=True, shared=True)
         return offset, Outcome("lock", done=False) if outcome is None else outcome
 
 

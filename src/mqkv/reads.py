@@ -23,12 +23,12 @@ class Reads(Core):
 
     async def _read(self, key: str, default: Any, fresh: bool) -> Any:
         keyspace = self._open_keyspace()
-        cell = await keyspace.read(self._key(key), self._read_timeout, fresh=fresh)
+        cell = await keyspace.read(self._key(key), self._reading(), fresh=fresh)
         return self._value(key, cell, default)
 
     async def _get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         wanted = self._checked(keys)
-        ready, cells = await self._open_keyspace().read_many(wanted, self._read_timeout)
+        ready, cells = await self._open_keyspace().read_many(wanted, self._reading())
         now = self._clock()
         found = {key: value for key, (value, expires) in ready.items() if expires is None or now < expires}
         for key, cell in cells.items():
@@ -41,7 +41,7 @@ class Reads(Core):
         return self._value(key, self._open_keyspace().peek(self._key(key)), default)
 
     async def _get_entry(self, key: str) -> Entry | None:
-        cell = await self._open_keyspace().read(self._key(key), self._read_timeout)
+        cell = await self._open_keyspace().read(self._key(key), self._reading())
         value = self._value(key, cell, ABSENT)
         if cell is None or value is ABSENT:
             return None
@@ -50,7 +50,7 @@ class Reads(Core):
         return Entry(key, value, cell.revision, written, expires)
 
     async def _ttl(self, key: str) -> float | None:
-        cell = await self._open_keyspace().read(self._key(key), self._read_timeout)
+        cell = await self._open_keyspace().read(self._key(key), self._reading())
         if cell is None or cell.expires_ms is None or self._expired(cell):
             return None
         return cell.expires_ms / 1000 - self._clock()
@@ -70,7 +70,7 @@ class Reads(Core):
 
         table = keyspace.replay(key, collect)
         try:
-            await loaded(table, self._read_timeout)
+            await loaded(table, self._reading())
         except StreamMissing:
             return []
         finally:
@@ -80,7 +80,7 @@ class Reads(Core):
 
     async def _live_cells(self, pattern: str | None) -> Iterator[tuple[str, Cell]]:
         wanted = None if pattern is None else re.compile(fnmatch.translate(pattern)).match
-        cells = await self._open_keyspace().snapshot(self._read_timeout)
+        cells = await self._open_keyspace().snapshot(self._reading())
         return ((key, cell) for key, cell in cells.items() if not self._expired(cell) and (wanted is None or wanted(key)))
 
     async def _keys(self, pattern: str | None) -> list[str]:
@@ -96,7 +96,7 @@ class Reads(Core):
         check.positive("max_messages", max_messages, whole=True)
         checked = self._checked(keys)
         self._preloaded.update(dict.fromkeys(checked))
-        await self._open_keyspace().preload(checked, self._read_timeout)
+        await self._open_keyspace().preload(checked, self._reading())
         self._log.debug("preload", keys=len(checked))
 
     async def _follow(self, watch: Watch, start: Literal["next", "last", "first"] | int) -> Keyspace:
@@ -107,7 +107,7 @@ class Reads(Core):
         keyspace = self._open_keyspace()
         pattern = watch.pattern
         try:
-            await keyspace.follow(watch, position, self._read_timeout)
+            await keyspace.follow(watch, position, self._reading())
         except BaseException:
             watch.close()
             raise

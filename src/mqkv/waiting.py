@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
+from mqkv.errors import Error, ReadTimeout
 from mqkv.streams.base import Promise
 
 T = TypeVar("T")
@@ -96,11 +97,23 @@ class Turn:
 
 
 class Deadline:
-    """A moment that several waits share."""
+    """When a call must be over. It is made where the call enters and handed down, and all that the call waits for shares it."""
 
-    def __init__(self, timeout: float) -> None:
+    __slots__ = ("_at", "late", "timeout")
+
+    def __init__(self, timeout: float, late: type[Error] = ReadTimeout) -> None:
+        self.timeout = timeout
+        self.late = late  #: what is raised where it has passed and nothing was written
         self._at = time.monotonic() + timeout
+
+    def __str__(self) -> str:
+        return f"{self.timeout:g} s"
 
     @property
     def left(self) -> float:
+        """The seconds that are left, or 0."""
         return max(self._at - time.monotonic(), 0.0)
+
+    def renew(self) -> None:
+        """Begin anew. For what takes as long as there is much of it (a load): there only silence is bounded."""
+        self._at = time.monotonic() + self.timeout

@@ -33,7 +33,7 @@ class Verbs(Reads):
 
     async def _set(self, key: str, value: object, ttl: float | None) -> int:
         record, max_age = self._valued("set", key, value, ttl)
-        revision, _ = await self._open_keyspace().write(record, self._write_timeout, confirm=self._confirm, max_age=max_age)
+        revision, _ = await self._open_keyspace().write(record, self._writing(), confirm=self._confirm, max_age=max_age)
         if self._log.debugging:
             self._log.debug("set", key=key, ttl=ttl, revision=revision)
         return revision
@@ -90,7 +90,7 @@ class Verbs(Reads):
         known = keyspace.peek(key) is not None
         record = Record("delete", key, written_ms=self._now(), id=new_id())
         try:
-            _, outcome = await keyspace.write(record, self._write_timeout, confirm=self._confirm, create=False)
+            _, outcome = await keyspace.write(record, self._writing(), confirm=self._confirm, create=False)
         except StreamMissing:
             return False
         if self._log.debugging:
@@ -120,10 +120,10 @@ class Verbs(Reads):
         keyspace = self._open_keyspace()
         if self._shared and self._pack:
             record = self._packed("set_many", of_sets(encoded))._replace(expires_ms=expires_ms, written_ms=now)
-            await keyspace.write(record, self._write_timeout, confirm=self._confirm)
+            await keyspace.write(record, self._writing(), confirm=self._confirm)
         else:
             records = [Record("set", key, body, kind, None, expires_ms, now, new_id()) for key, body, kind in encoded]
-            await keyspace.write_all(records, self._write_timeout, confirm=self._confirm, max_age=max_age)
+            await keyspace.write_all(records, self._writing(), confirm=self._confirm, max_age=max_age)
         if self._log.debugging:
             self._log.debug("set_many", keys=len(encoded), ttl=ttl)
 
@@ -136,7 +136,7 @@ class Verbs(Reads):
         if self._shared and self._pack:
             record = self._packed("delete_many", of_deletes(wanted))
             try:
-                _, outcome = await keyspace.write(record, self._write_timeout, confirm=self._confirm, create=False)
+                _, outcome = await keyspace.write(record, self._writing(), confirm=self._confirm, create=False)
             except StreamMissing:
                 return 0
             if outcome is not None:
@@ -148,20 +148,20 @@ class Verbs(Reads):
             return known
         now = self._now()
         records = [Record("delete", key, written_ms=now, id=new_id()) for key in wanted]
-        outcomes = await keyspace.write_all(records, self._write_timeout, confirm=self._confirm, create=False)
+        outcomes = await keyspace.write_all(records, self._writing(), confirm=self._confirm, create=False)
         return sum(outcome is not None and outcome.found for outcome in outcomes) if self._confirm else known
 
     async def _clear(self, prefix: str) -> None:
         args: dict[str, HeaderValue] = {"prefix": check.key_text(prefix, "prefix")} if prefix != "" else {}
         record = Record("clear", "", written_ms=self._now(), id=new_id(), args=args)
-        await self._open_keyspace().clear(record, self._write_timeout)
+        await self._open_keyspace().clear(record, self._writing())
         self._log.debug("clear")
 
     async def _sync(self) -> None:
-        await self._open_keyspace().sync(self._read_timeout)
+        await self._open_keyspace().sync(self._reading())
 
     async def _purge(self) -> None:
-        await self._open_keyspace().purge(self._write_timeout)
+        await self._open_keyspace().purge(self._writing())
         self._log(logging.INFO, "purge", prefix=self._prefix)
 
     async def _flush(self, timeout: float | None) -> None:
@@ -174,9 +174,7 @@ class Verbs(Reads):
     async def _decide(self, record: Record, *, max_age: int | None = None, create: bool = True) -> Outcome:
         """Append a conditional operation, and learn how it was decided at its place in the log."""
         try:
-            _, outcome = await self._open_keyspace().write(
-                record, self._write_timeout, confirm=True, max_age=max_age, create=create
-            )
+            _, outcome = await self._open_keyspace().write(record, self._writing(), confirm=True, max_age=max_age, create=create)
         except StreamMissing:
             if create:
                 raise

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from mqkv.codecs import BoundCodec
-from mqkv.errors import Error, OutcomeUnknown, ReadTimeout, Stale
+from mqkv.errors import Error, OutcomeUnknown, Stale
 from mqkv.fold import Cell, Outcome
 from mqkv.layout.leases import Leases
 from mqkv.logfmt import Log
@@ -21,13 +21,13 @@ from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Promise, Start
 from mqkv.table import Event, Subscriber, Table
 from mqkv.view import Shown
-from mqkv.waiting import wait
+from mqkv.waiting import Deadline, wait
 from mqkv.watch import Dispatcher, Watch
 
 #: A load that makes no progress for so many seconds has failed.
 STALL = 10.0
 
-#: What a caller waits longer than an engine that keeps its deadlines.
+#: What a caller waits longer than an engine that keeps its timeouts.
 GRACE = 1.0
 
 NOTHING: dict[str, Shown] = {}
@@ -112,11 +112,11 @@ class Keyspace(ABC):
     # What a layout does
 
     @abstractmethod
-    async def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
+    async def read(self, key: str, deadline: Deadline, *, fresh: bool = False) -> Cell | None:
         """The newest cell of a key, from memory where it is followed, else from its stream."""
 
     @abstractmethod
-    async def read_many(self, keys: Sequence[str], timeout: float) -> tuple[dict[str, Shown], dict[str, Cell]]:
+    async def read_many(self, keys: Sequence[str], deadline: Deadline) -> tuple[dict[str, Shown], dict[str, Cell]]:
         """Those of ``keys`` that have a value: ready to be handed out, or as cells."""
 
     @abstractmethod
@@ -125,36 +125,36 @@ class Keyspace(ABC):
 
     @abstractmethod
     async def write(
-        self, record: Record, timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
+        self, record: Record, deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
         """Append a record; with ``confirm`` wait for its offset and outcome. ``StreamMissing`` where there is none to
         ``create``. ``max_age`` (seconds) is for a stream that is made for the record."""
 
     @abstractmethod
     async def write_all(
-        self, records: Sequence[Record], timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
+        self, records: Sequence[Record], deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> list[Outcome | None]:
         """The same for many plain records, all under way at once. What failed raises when all are settled; None for a record
         whose stream there was none to ``create``."""
 
     @abstractmethod
-    async def snapshot(self, timeout: float) -> dict[str, Cell]:
+    async def snapshot(self, deadline: Deadline) -> dict[str, Cell]:
         """All cells."""
 
     @abstractmethod
-    async def preload(self, keys: Iterable[str], timeout: float) -> None:
+    async def preload(self, keys: Iterable[str], deadline: Deadline) -> None:
         """Bring keys into memory and keep them there, fresh."""
 
     @abstractmethod
-    async def clear(self, record: Record, timeout: float) -> None:
+    async def clear(self, record: Record, deadline: Deadline) -> None:
         """Remove the keys that the record's ``prefix`` names, or all."""
 
     @abstractmethod
-    async def sync(self, timeout: float) -> None:
+    async def sync(self, deadline: Deadline) -> None:
         """Have in memory, of what is followed, all that was written before the call."""
 
     @abstractmethod
-    async def purge(self, timeout: float) -> None:
+    async def purge(self, deadline: Deadline) -> None:
         """Delete the streams themselves."""
 
     @abstractmethod
@@ -162,12 +162,12 @@ class Keyspace(ABC):
         """A table of its own that tells ``subscriber`` each change of the key's stream from the first record on."""
 
     @abstractmethod
-    async def lock_table(self, timeout: float, *, declare: bool = True) -> Table | None:
+    async def lock_table(self, deadline: Deadline, *, declare: bool = True) -> Table | None:
         """The table in whose stream the keyspace's locks are, with all that stood there; None if there is no stream to
         ``declare``."""
 
     @abstractmethod
-    async def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
+    async def follow(self, watch: Watch, start: int | str, deadline: Deadline) -> None:
         """Tell ``watch`` each change: from the ``next`` one, from the ``last`` value on, or from an offset on."""
 
     @abstractmethod
@@ -207,7 +207,7 @@ class Keyspace(ABC):
         return table
 
     async def write_to(
-        self, table: Table, record: Record, timeout: float, *, confirm: bool, shared: bool
+        self, table: Table, record: Record, deadline: Deadline, *, confirm: bool, shared: bool
     ) -> tuple[int, Outcome | None]:
         """Append to a table's stream, and learn the offset and the outcome there."""
         id = record.id
@@ -217,7 +217,7 @@ class Keyspace(ABC):
             early = _early(record)
             table.show_early(record, early)
             try:
-                promise = table.tail.append(message, timeout)
+                promise = table.tail.append(message, deadline.left)
             except BaseException:
                 table.forget_early(early, id)
                 raise
@@ -225,19 +225,19 @@ class Keyspace(ABC):
             return -1, None
         table.expect(id, message, record)
         try:
-            promise = table.tail.append(message, timeout)
-            offset = promise.result() if promise.done() else await settled(promise, timeout, table.stream)
+            promise = table.tail.append(message, deadline.left)
+            offset = promise.result() if promise.done() else await settled(promise, deadline, table.stream)
         finally:
             outcome = table.take(id)
         return offset, outcome if table.determined else None
 
     async def write_each(
-        self, places: Sequence[tuple[Table, Record]], timeout: float, *, confirm: bool, shared: bool
+        self, places: Sequence[tuple[Table, Record]], deadline: Deadline, *, confirm: bool, shared: bool
     ) -> list[Outcome | None]:
         """Append each record to its table's stream, all under way at once. What failed raises when all are settled."""
         if not confirm:
             for table, record in places:
-                await self.write_to(table, record, timeout, confirm=False, shared=shared)
+                await self.write_to(table, record, deadline, confirm=False, shared=shared)
             return [None] * len(places)
         under_way: list[Promise[int]] = []
         problem: Error | None = None
@@ -247,13 +247,13 @@ class Keyspace(ABC):
                 message = to_message(record, shared=shared)
                 table.expect(record.id, message, record)
                 try:
-                    under_way.append(table.tail.append(message, timeout))
+                    under_way.append(table.tail.append(message, deadline.left))
                 except Error as error:
                     problem = error
                     break
             for promise, (table, _) in zip(under_way, places, strict=False):
                 try:
-                    await settled(promise, timeout, table.stream)
+                    await settled(promise, deadline, table.stream)
                 except Error as error:
                     problem = problem or error
         finally:
@@ -270,7 +270,7 @@ class Keyspace(ABC):
                 f"stream {table.stream} has been out of reach for {time.monotonic() - since:.1f} s, over max_staleness={limit}"
             )
 
-    async def replay_into(self, watch: Watch, key: str, start: int, timeout: float, tell: Subscriber | None = None) -> None:
+    async def replay_into(self, watch: Watch, key: str, start: int, deadline: Deadline, tell: Subscriber | None = None) -> None:
         """Tell ``watch`` what a stream has told since ``start``, and goes on to tell."""
         offer = tell or watch.offer
 
@@ -278,7 +278,7 @@ class Keyspace(ABC):
             if event[3] >= start or event[0] in ("reset", "ended"):
                 offer(event)
 
-        table = await attached(self.replay(key, since), timeout)
+        table = await attached(self.replay(key, since), deadline)
         watch.on_close(table.tail.close)
 
     def add_watch(self, watch: Watch, callback: Callable[..., object] | None) -> None:
@@ -314,25 +314,25 @@ class Keyspace(ABC):
         }
 
 
-async def settled(promise: Promise[int], timeout: float, stream: str) -> int:
+async def settled(promise: Promise[int], deadline: Deadline, stream: str) -> int:
     """The result of an append. The engine keeps the deadline; ours, later, is for an engine that does not."""
-    if not await wait(promise, timeout + GRACE):
-        raise OutcomeUnknown(f"no answer for a write to stream {stream} within {timeout:g} s: it may be in the log or not")
+    if not await wait(promise, deadline.left + GRACE):
+        raise OutcomeUnknown(f"no answer for a write to stream {stream} within {deadline}: it may be in the log or not")
     return promise.result()
 
 
-async def answered(promise: Promise[T], timeout: float, stream: str) -> T:
+async def answered(promise: Promise[T], deadline: Deadline, stream: str) -> T:
     """The result of asking an engine about a stream."""
-    if not await wait(promise, timeout + GRACE):
-        raise ReadTimeout(f"no answer within {timeout:g} s about stream {stream}: is the broker well?")
+    if not await wait(promise, deadline.left + GRACE):
+        raise deadline.late(f"no answer within {deadline} about stream {stream}: is the broker well?")
     return promise.result()
 
 
-async def attached(table: Table, timeout: float) -> Table:
+async def attached(table: Table, deadline: Deadline) -> Table:
     """Wait until whatever is appended from now on will be folded. A table that can't is closed."""
     try:
-        if not await wait(table.tail.attached, timeout + STALL):
-            raise ReadTimeout(f"opening stream {table.stream} took more than {timeout + STALL:g} s")
+        if not await wait(table.tail.attached, deadline.left + STALL):
+            raise deadline.late(f"stream {table.stream} could not be opened within {deadline}: is the broker well?")
         table.tail.attached.result()
     except BaseException:
         table.tail.close()
@@ -340,14 +340,16 @@ async def attached(table: Table, timeout: float) -> Table:
     return table
 
 
-async def loaded(table: Table, timeout: float) -> Table:
-    """Wait until all that stood in the stream is folded; bounded by the lack of progress, not by the size of the stream."""
-    position = table.position
-    while not await wait(table.tail.ready, max(timeout, STALL)):
+async def loaded(table: Table, deadline: Deadline) -> Table:
+    """Wait until all that stood in the stream is folded; bounded by the lack of progress, not by the size of the stream. The
+    deadline is for what comes after: it begins anew with each progress."""
+    position, stall = table.position, max(deadline.timeout, STALL)
+    while not await wait(table.tail.ready, stall):
         if table.position == position:
             table.tail.close()
-            raise ReadTimeout(f"loading stream {table.stream} made no progress for {max(timeout, STALL):g} s")
+            raise deadline.late(f"loading stream {table.stream} made no progress for {stall:g} s")
         position = table.position
+    deadline.renew()
     try:
         table.tail.ready.result()
     except Error:
@@ -358,16 +360,16 @@ async def loaded(table: Table, timeout: float) -> Table:
     return table
 
 
-async def rebuilt(table: Table, timeout: float) -> None:
+async def rebuilt(table: Table, deadline: Deadline) -> None:
     """Wait while a table is being built anew (its log was rewritten)."""
-    if not await wait(table.rebuilt, timeout):
-        raise ReadTimeout(f"the table of stream {table.stream} is being rebuilt: try again")
+    if not await wait(table.rebuilt, deadline.left):
+        raise deadline.late(f"the table of stream {table.stream} is being rebuilt: try again")
 
 
-async def reached(table: Table, offset: int, timeout: float) -> None:
+async def reached(table: Table, offset: int, deadline: Deadline) -> None:
     """Wait until the record at ``offset`` is folded."""
-    if not await wait(table.reach(offset), timeout + GRACE):
-        raise ReadTimeout(f"stream {table.stream} was not delivered up to revision {offset} within {timeout:g} s")
+    if not await wait(table.reach(offset), deadline.left + GRACE):
+        raise deadline.late(f"stream {table.stream} was not delivered up to revision {offset} within {deadline}")
 
 
 def _early(record: Record) -> dict[str, Cell | None]:

@@ -14,14 +14,14 @@ import threading
 from collections.abc import Iterable
 
 from mqkv.check import queue_name
-from mqkv.errors import Error, ReadTimeout, StreamMissing
+from mqkv.errors import Error, StreamMissing
 from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded
 from mqkv.layout.bounded import Bounded
 from mqkv.logfmt import Log
 from mqkv.streams.base import Engine, Promise, Start
 from mqkv.table import Subscriber, Table
 from mqkv.view import Shown
-from mqkv.waiting import run, wait
+from mqkv.waiting import Deadline, run, wait
 
 #: Tails that are kept open at most for keys that nobody preloaded or watches.
 MAX_TAILS = 4_096
@@ -59,34 +59,34 @@ class FollowedKeys(Keyspace):
             return None
         return table
 
-    async def _open(self, key: str, timeout: float) -> Table:
+    async def _open(self, key: str, deadline: Deadline) -> Table:
         """The table of a key whose stream exists, with all that stood there when the call began."""
-        return await self._complete(key, await self._attach(key, timeout), timeout)
+        return await self._complete(key, await self._attach(key, deadline), deadline)
 
-    async def _attach(self, key: str, timeout: float) -> Table:
+    async def _attach(self, key: str, deadline: Deadline) -> Table:
         """The table of a key whose stream exists, perhaps still loading."""
         while True:
             table = self._usable(key)
             if table is not None:
                 return table
-            if await self._alone(key, timeout):
+            if await self._alone(key, deadline):
                 try:
-                    return self._keep(key, await attached(self._begin(key), timeout))
+                    return self._keep(key, await attached(self._begin(key), deadline))
                 finally:
                     self._opened(key)
 
-    async def _complete(self, key: str, table: Table, timeout: float) -> Table:
+    async def _complete(self, key: str, table: Table, deadline: Deadline) -> Table:
         """The table, loaded; folded from the beginning of the stream where its end alone does not tell."""
         while True:
             if not table.tail.ready.done() or table.tail.ready.error() is not None:
-                await loaded(table, timeout)
+                await loaded(table, deadline)
             if table.is_determined():
                 return table
-            if await self._alone(key, timeout):
+            if await self._alone(key, deadline):
                 break
-            table = await self._attach(key, timeout)
+            table = await self._attach(key, deadline)
         try:
-            whole = await loaded(self._begin(key, Start.FIRST, table.judge), timeout)
+            whole = await loaded(self._begin(key, Start.FIRST, table.judge), deadline)
             with self._lock:  # in one step: no other table may come between
                 if self._tables.get(key) is table:
                     del self._tables[key]
@@ -96,15 +96,15 @@ class FollowedKeys(Keyspace):
         finally:
             self._opened(key)
 
-    async def _alone(self, key: str, timeout: float) -> bool:
+    async def _alone(self, key: str, deadline: Deadline) -> bool:
         """Whether nobody else is opening this key's table; else wait until it is opened."""
         with self._lock:
             opening = self._opening.get(key)
             if opening is None:
                 self._opening[key] = Promise()
                 return True
-        if not await wait(opening, timeout + STALL):
-            raise ReadTimeout(f"somebody else has been opening the stream of key {key!r} for {timeout + STALL:g} s")
+        if not await wait(opening, deadline.left + STALL):
+            raise deadline.late(f"somebody else has been opening the stream of key {key!r} for {deadline}")
         return False
 
     def _opened(self, key: str) -> None:
@@ -119,7 +119,7 @@ class FollowedKeys(Keyspace):
         def judge() -> None:
             for _ in range(ATTEMPTS):
                 with contextlib.suppress(Error):
-                    run(self._complete(key, table, STALL))
+                    run(self._complete(key, table, Deadline(STALL)))
                     return
             table.give_up()
 
@@ -128,12 +128,12 @@ class FollowedKeys(Keyspace):
     def _begin(self, key: str, start: Start = Start.LAST, subscriber: Subscriber | None = None) -> Table:
         return self.open_table(self.stream(key), start, key=key, shown=self._shown, subscriber=subscriber)
 
-    async def _open_all(self, keys: Iterable[str], timeout: float) -> dict[str, Table]:
+    async def _open_all(self, keys: Iterable[str], deadline: Deadline) -> dict[str, Table]:
         """The tables of all keys that have a stream, loaded."""
-        tables = await self._attach_all(keys, timeout)
-        return {key: await self._complete(key, table, timeout) for key, table in tables.items()}
+        tables = await self._attach_all(keys, deadline)
+        return {key: await self._complete(key, table, deadline) for key, table in tables.items()}
 
-    async def _attach_all(self, keys: Iterable[str], timeout: float, start: Start = Start.LAST) -> dict[str, Table]:
+    async def _attach_all(self, keys: Iterable[str], deadline: Deadline, start: Start = Start.LAST) -> dict[str, Table]:
         """The tables of all keys that have a stream, perhaps still loading; all are asked for before one is waited for."""
         tables: dict[str, Table] = {}
         begun: dict[str, Table] = {}
@@ -146,7 +146,8 @@ class FollowedKeys(Keyspace):
         try:
             for key in list(begun):
                 with contextlib.suppress(StreamMissing):
-                    tables[key] = self._keep(key, await attached(begun[key], timeout))
+                    tables[key] = self._keep(key, await attached(begun[key], deadline))
+                    deadline.renew()
                 del begun[key]
         finally:
             for table in begun.values():

@@ -45,28 +45,28 @@ class PerKeyKeyspace(FollowedKeys):
             log,
         )
 
-    async def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
+    async def read(self, key: str, deadline: Deadline, *, fresh: bool = False) -> Cell | None:
         table = self._tables.get(key)
         if table is not None:
             if table.is_pending(key):
                 return table.read(key)
             if table.serving and not fresh:
-                return await self._followed(key, timeout)
+                return await self._followed(key, deadline)
         if key in self._preloaded and not fresh:
-            return await self._followed(key, timeout)
-        return await self._newest(key, self.engine.begin_last(self.stream(key), timeout), timeout)
+            return await self._followed(key, deadline)
+        return await self._newest(key, self.engine.begin_last(self.stream(key), deadline.left), deadline)
 
-    async def read_many(self, keys: Sequence[str], timeout: float) -> tuple[dict[str, Shown], dict[str, Cell]]:
+    async def read_many(self, keys: Sequence[str], deadline: Deadline) -> tuple[dict[str, Shown], dict[str, Cell]]:
         cells: dict[str, Cell | None] = {}
         asked: dict[str, Promise[Delivery | None]] = {}
         for key in dict.fromkeys(keys):
             table = self._tables.get(key)
             if key in self._preloaded or (table is not None and (table.serving or table.is_pending(key))):
-                cells[key] = await self.read(key, timeout)
+                cells[key] = await self.read(key, deadline)
             else:
-                asked[key] = self.engine.begin_last(self.stream(key), timeout)
+                asked[key] = self.engine.begin_last(self.stream(key), deadline.left)
         for key, promise in asked.items():
-            cells[key] = await self._newest(key, promise, timeout)
+            cells[key] = await self._newest(key, promise, deadline)
         return {}, {key: cell for key, cell in cells.items() if cell is not None}
 
     def peek(self, key: str) -> Cell | None:
@@ -76,16 +76,15 @@ class PerKeyKeyspace(FollowedKeys):
         return table.read(key)
 
     async def write(
-        self, record: Record, timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
+        self, record: Record, deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
-        deadline = Deadline(timeout)
         while True:
             table: Table | None = None
             try:
-                table = await self._writable(record, max_age, timeout, confirm=confirm, create=create)
-                offset, outcome = await self.write_to(table, record, timeout, confirm=confirm, shared=False)
+                table = await self._writable(record, max_age, deadline, confirm=confirm, create=create)
+                offset, outcome = await self.write_to(table, record, deadline, confirm=confirm, shared=False)
                 if outcome is None and confirm and record.op != "set":
-                    outcome = await self._outcome(record, offset, timeout)
+                    outcome = await self._outcome(record, offset, deadline)
                 return offset, outcome
             except (StreamMissing, Closed) as error:
                 if self.closed:
@@ -97,84 +96,85 @@ class PerKeyKeyspace(FollowedKeys):
                     raise StreamMissing(f"there is no stream {self.stream(record.key)}") from error
 
     async def write_all(
-        self, records: Sequence[Record], timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
+        self, records: Sequence[Record], deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> list[Outcome | None]:
         keys = [record.key for record in records]
-        tables = await self._attach_all(keys, timeout)
+        tables = await self._attach_all(keys, deadline)
         if create:
-            await self._list(list(tables), timeout)
-            tables |= await self._make([key for key in keys if key not in tables], max_age, timeout)
+            await self._list(list(tables), deadline)
+            tables |= await self._make([key for key in keys if key not in tables], max_age, deadline)
         if confirm and not create:
-            tables = {key: await self._complete(key, table, timeout) for key, table in tables.items()}
+            tables = {key: await self._complete(key, table, deadline) for key, table in tables.items()}
         places = [(tables[record.key], record) for record in records if record.key in tables]
-        outcomes = await self.write_each(places, timeout, confirm=confirm, shared=False)
+        outcomes = await self.write_each(places, deadline, confirm=confirm, shared=False)
         if confirm and not create:
             for number, (table, record) in enumerate(places):
                 if not table.determined:
-                    outcomes[number] = await self._outcome(record, table.position, timeout)
+                    outcomes[number] = await self._outcome(record, table.position, deadline)
         by_key = {record.key: outcome for (_, record), outcome in zip(places, outcomes, strict=True)}
         return [by_key.get(record.key) for record in records]
 
-    async def snapshot(self, timeout: float) -> dict[str, Cell]:
-        keys = list(await self._directory.snapshot(timeout))
-        tables = await self._open_all(keys, timeout)
+    async def snapshot(self, deadline: Deadline) -> dict[str, Cell]:
+        keys = list(await self._directory.snapshot(deadline))
+        tables = await self._open_all(keys, deadline)
         if self.signal[0] != self.seen:
             self.catch_up()
         cells = ((key, table.read(key)) for key, table in tables.items())
         return {key: cell for key, cell in cells if cell is not None}
 
-    async def preload(self, keys: Iterable[str], timeout: float) -> None:
+    async def preload(self, keys: Iterable[str], deadline: Deadline) -> None:
         keys = list(dict.fromkeys(keys))
         with self._lock:
             for key in keys:
                 self._preloaded[key] = True
-        for key, table in (await self._open_all(keys, timeout)).items():
+        for key, table in (await self._open_all(keys, deadline)).items():
             if key in self._preloaded:
                 self._serve_key(key, table)
 
-    async def clear(self, record: Record, timeout: float) -> None:
+    async def clear(self, record: Record, deadline: Deadline) -> None:
         prefix = str(record.args.get("prefix", ""))
-        keys = [key for key in await self.snapshot(timeout) if key.startswith(prefix)]
+        keys = [key for key in await self.snapshot(deadline) if key.startswith(prefix)]
         tombstones = [Record("delete", key, written_ms=record.written_ms, id=new_id()) for key in keys]
-        await self.write_all(tombstones, timeout, confirm=True, create=False)
+        await self.write_all(tombstones, deadline, confirm=True, create=False)
 
-    async def sync(self, timeout: float) -> None:
+    async def sync(self, deadline: Deadline) -> None:
         if self.engine.exact:
             self.catch_up()
             return
         with self._lock:
             tables = list(self._tables.values())
-        asked = [(table, self.engine.begin_last(table.stream, timeout)) for table in tables]
+        asked = [(table, self.engine.begin_last(table.stream, deadline.left)) for table in tables]
         for table, promise in asked:
             with contextlib.suppress(StreamMissing):
-                newest = await answered(promise, timeout, table.stream)
+                newest = await answered(promise, deadline, table.stream)
                 if newest is not None:
-                    await reached(table, newest[0], timeout)
-        await self._directory.sync(timeout)
+                    await reached(table, newest[0], deadline)
+        await self._directory.sync(deadline)
 
-    async def purge(self, timeout: float) -> None:
-        keys = set(await self._directory.snapshot(timeout)) | set(self._tables)
-        asked = {key: self.engine.begin_delete(self.stream(key), timeout) for key in keys}
+    async def purge(self, deadline: Deadline) -> None:
+        keys = set(await self._directory.snapshot(deadline)) | set(self._tables)
+        asked = {key: self.engine.begin_delete(self.stream(key), deadline.left) for key in keys}
         for key, promise in asked.items():
             stream = self.stream(key)
-            await answered(promise, timeout, stream)
+            await answered(promise, deadline, stream)
+            deadline.renew()
             table = self._tables.get(key)
             if table is not None:
                 table.ended(StreamMissing(f"stream {stream} was purged"))
             self._forget(key)
-        await self._directory.purge(timeout)
+        await self._directory.purge(deadline)
 
     def replay(self, key: str, subscriber: Subscriber) -> Table:
         return self.open_table(self.stream(key), Start.FIRST, key=key, subscriber=subscriber)
 
-    async def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
+    async def follow(self, watch: Watch, start: int | str, deadline: Deadline) -> None:
         if is_pattern(watch.pattern):
-            await follow_pattern(self, self._directory, watch, start, timeout)
+            await follow_pattern(self, self._directory, watch, start, deadline)
         else:
-            await self.subscribe(watch, watch.pattern, start, timeout)
+            await self.subscribe(watch, watch.pattern, start, deadline)
 
-    async def lock_table(self, timeout: float, *, declare: bool = True) -> Table | None:
-        return await self._directory.lock_table(timeout, declare=declare)
+    async def lock_table(self, deadline: Deadline, *, declare: bool = True) -> Table | None:
+        return await self._directory.lock_table(deadline, declare=declare)
 
     def tables(self) -> list[Table]:
         with self._lock:
@@ -186,10 +186,10 @@ class PerKeyKeyspace(FollowedKeys):
 
     # Reading
 
-    async def _newest(self, key: str, asked: Promise[Delivery | None], timeout: float) -> Cell | None:
+    async def _newest(self, key: str, asked: Promise[Delivery | None], deadline: Deadline) -> Cell | None:
         """What the newest record that was confirmed before the call says."""
         try:
-            newest = await answered(asked, timeout, self.stream(key))
+            newest = await answered(asked, deadline, self.stream(key))
             if newest is None:
                 return None
             offset, message = newest
@@ -199,27 +199,27 @@ class PerKeyKeyspace(FollowedKeys):
                 record = Record("unreadable", key)
             if record.retry or record.op not in ("set", "delete"):
                 # Its meaning depends on what stands before it: ask the fold, which is kept for the next time.
-                table = await self._open(key, timeout)
+                table = await self._open(key, deadline)
                 if self.engine.exact:
                     self.catch_up()
-                await reached(table, offset, timeout)
-                return (await self._complete(key, table, timeout)).read(key)
+                await reached(table, offset, deadline)
+                return (await self._complete(key, table, deadline)).read(key)
         except StreamMissing:
             return None
         if record.op == "delete":
             return None
         return Cell(record.body, record.content_type, record.content_encoding, offset, record.expires_ms, record.written_ms)
 
-    async def _followed(self, key: str, timeout: float) -> Cell | None:
+    async def _followed(self, key: str, deadline: Deadline) -> Cell | None:
         """What the table of a preloaded key says. A key that had no stream is followed as soon as there is one."""
         try:
-            table = await self._open(key, timeout)
+            table = await self._open(key, deadline)
         except StreamMissing:
             return None
         if not table.serving:
             self._serve_key(key, table)
         if not table.rebuilt.done():
-            await rebuilt(table, timeout)
+            await rebuilt(table, deadline)
         self.fresh_enough(table)
         if self.signal[0] != self.seen:
             self.catch_up()
@@ -228,7 +228,7 @@ class PerKeyKeyspace(FollowedKeys):
     # Writing
 
     async def _writable(
-        self, record: Record, max_age: int | None, timeout: float, *, confirm: bool = True, create: bool = True
+        self, record: Record, max_age: int | None, deadline: Deadline, *, confirm: bool = True, create: bool = True
     ) -> Table:
         """The table to write to: complete, if the outcome is asked for."""
         key = record.key
@@ -239,60 +239,63 @@ class PerKeyKeyspace(FollowedKeys):
                     self._idle[key] = table  # used last
         else:
             try:
-                table = await self._attach(key, timeout)
+                table = await self._attach(key, deadline)
             except StreamMissing:
                 if not create:
                     raise
-                made = (await self._make([key], max_age, timeout)).get(key)
+                made = (await self._make([key], max_age, deadline)).get(key)
                 if made is None:
                     raise StreamMissing(f"stream {self.stream(key)} was deleted as soon as it was made") from None
                 table = made
             else:
                 if create:
-                    await self._list([key], timeout)
+                    await self._list([key], deadline)
         # A table from the stream's first record on decides rightly while it still loads.
-        return await self._complete(key, table, timeout) if confirm and record.op != "set" and not table.whole else table
+        return await self._complete(key, table, deadline) if confirm and record.op != "set" and not table.whole else table
 
-    async def _outcome(self, record: Record, offset: int, timeout: float) -> Outcome | None:
+    async def _outcome(self, record: Record, offset: int, deadline: Deadline) -> Outcome | None:
         """What a record of ours did that stands in the log, by all that stands before it."""
         assert record.id is not None
         table = self.open_table(self.stream(record.key), Start.FIRST, key=record.key, awaited=record.id)
         try:
-            await reached(await loaded(table, timeout), offset, timeout)
+            await reached(await loaded(table, deadline), offset, deadline)
             return table.take(record.id)
         except Error as error:
             raise OutcomeUnknown(f"{record.op} of key {record.key!r} is in the log, and its outcome could not be read") from error
         finally:
             table.tail.close()
 
-    async def _make(self, keys: Sequence[str], max_age: int | None, timeout: float) -> dict[str, Table]:
+    async def _make(self, keys: Sequence[str], max_age: int | None, deadline: Deadline) -> dict[str, Table]:
         """The tables of keys that had no stream."""
-        asked = {key: self.engine.begin_declare(self.stream(key), max_age, timeout) for key in keys}
+        asked = {key: self.engine.begin_declare(self.stream(key), max_age, deadline.left) for key in keys}
         for key, promise in asked.items():
-            await answered(promise, timeout, self.stream(key))
+            await answered(promise, deadline, self.stream(key))
+            deadline.renew()
             self.log.debug("declare", key=key, stream=self.stream(key), max_age=max_age)
-        await self._list(keys, timeout)
+        await self._list(keys, deadline)
         # From the first record on, whatever another process writes meanwhile. There may be none: nothing to wait for.
-        return await self._attach_all(keys, timeout, Start.FIRST)
+        return await self._attach_all(keys, deadline, Start.FIRST)
 
-    async def _list(self, keys: Sequence[str], timeout: float) -> None:
+    async def _list(self, keys: Sequence[str], deadline: Deadline) -> None:
         """Have keys in the directory: before they have a value, and after they have a stream."""
-        ready, cells = await self._directory.read_many(keys, timeout)
+        ready, cells = await self._directory.read_many(keys, deadline)
         new = [(key, b"", None) for key in keys if key not in ready and key not in cells]
         if new:
             batch, now = of_sets(new), int(self.options.clock() * 1000)
             record = Record("set_many", "", pack(batch), written_ms=now, id=new_id(), batch=batch)
-            await self._directory.write(record, timeout, confirm=True)
+            await self._directory.write(record, deadline, confirm=True)
 
     # Watching
 
-    async def subscribe(self, watch: Watch, key: str, start: int | str, timeout: float, tell: Subscriber | None = None) -> None:
+    async def subscribe(
+        self, watch: Watch, key: str, start: int | str, deadline: Deadline, tell: Subscriber | None = None
+    ) -> None:
         """Have ``watch``, through ``tell``, told the changes of one key."""
-        table = await self._writable(Record("set", key), None, timeout)
+        table = await self._writable(Record("set", key), None, deadline)
         if isinstance(start, int):
-            await self.replay_into(watch, key, start, timeout, tell)
+            await self.replay_into(watch, key, start, deadline, tell)
             return
-        table = await self._complete(key, table, timeout)
+        table = await self._complete(key, table, deadline)
         tell = tell or watch.offer
         with self._lock:
             self._idle.pop(key, None)

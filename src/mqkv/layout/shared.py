@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Sequence
 
-from mqkv.errors import Closed, ReadTimeout, SettingsWarning, StreamMissing
+from mqkv.errors import Closed, SettingsWarning, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, attached, loaded, rebuilt, settled
@@ -29,16 +29,16 @@ class SharedKeyspace(Keyspace):
         self._opening = Turn()
         self._compared = False
 
-    async def read(self, key: str, timeout: float, *, fresh: bool = False) -> Cell | None:
-        table = await self._loaded(timeout)
+    async def read(self, key: str, deadline: Deadline, *, fresh: bool = False) -> Cell | None:
+        table = await self._loaded(deadline)
         if table is None:
             return None
         if fresh:
-            await self._barrier(table, timeout)
+            await self._barrier(table, deadline)
         return table.read(key)
 
-    async def read_many(self, keys: Sequence[str], timeout: float) -> tuple[dict[str, Shown], dict[str, Cell]]:
-        table = await self._loaded(timeout)
+    async def read_many(self, keys: Sequence[str], deadline: Deadline) -> tuple[dict[str, Shown], dict[str, Cell]]:
+        table = await self._loaded(deadline)
         return ({}, {}) if table is None else table.read_many(keys)
 
     def at_hand(self, key: str) -> Cell | None:
@@ -50,14 +50,13 @@ class SharedKeyspace(Keyspace):
         return None if self._table is None else self._table.read(key)
 
     async def write(
-        self, record: Record, timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
+        self, record: Record, deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
-        deadline = Deadline(timeout)
         while True:
             table: Table | None = None
             try:
-                table = await self._writable(record, timeout, create, confirm)
-                return await self.write_to(table, record, timeout, confirm=confirm, shared=True)
+                table = await self._writable(record, deadline, create, confirm)
+                return await self.write_to(table, record, deadline, confirm=confirm, shared=True)
             except (StreamMissing, Closed) as error:
                 if self.closed:
                     raise
@@ -68,38 +67,38 @@ class SharedKeyspace(Keyspace):
                     raise StreamMissing(f"there is no stream {self.stream}") from error
 
     async def write_all(
-        self, records: Sequence[Record], timeout: float, *, confirm: bool, max_age: int | None = None, create: bool = True
+        self, records: Sequence[Record], deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> list[Outcome | None]:
         if not records:
             return []
         try:
-            table = await self._writable(records[0], timeout, create, confirm)
+            table = await self._writable(records[0], deadline, create, confirm)
         except StreamMissing:
             return [None] * len(records)
         places = [(table, record) for record in records]
-        return await self.write_each(places, timeout, confirm=confirm, shared=True)
+        return await self.write_each(places, deadline, confirm=confirm, shared=True)
 
-    async def snapshot(self, timeout: float) -> dict[str, Cell]:
-        table = await self._loaded(timeout)
+    async def snapshot(self, deadline: Deadline) -> dict[str, Cell]:
+        table = await self._loaded(deadline)
         return {} if table is None else table.snapshot()
 
-    async def preload(self, keys: Iterable[str], timeout: float) -> None:
-        await self._loaded(timeout)
+    async def preload(self, keys: Iterable[str], deadline: Deadline) -> None:
+        await self._loaded(deadline)
 
-    async def clear(self, record: Record, timeout: float) -> None:
-        if await self._loaded(timeout) is not None:
-            await self.write(record, timeout, confirm=True)
+    async def clear(self, record: Record, deadline: Deadline) -> None:
+        if await self._loaded(deadline) is not None:
+            await self.write(record, deadline, confirm=True)
 
-    async def sync(self, timeout: float) -> None:
-        table = await self._loaded(timeout)
+    async def sync(self, deadline: Deadline) -> None:
+        table = await self._loaded(deadline)
         if table is not None:
-            await self._barrier(table, timeout)
+            await self._barrier(table, deadline)
 
-    async def purge(self, timeout: float) -> None:
-        await self._hold(timeout)
+    async def purge(self, deadline: Deadline) -> None:
+        await self._hold(deadline)
         try:
             table = self._table
-            await answered(self.engine.begin_delete(self.stream, timeout), timeout, self.stream)
+            await answered(self.engine.begin_delete(self.stream, deadline.left), deadline, self.stream)
             if table is not None:
                 table.ended(StreamMissing(f"stream {self.stream} was purged"))
             self._drop()
@@ -109,17 +108,17 @@ class SharedKeyspace(Keyspace):
     def replay(self, key: str, subscriber: Subscriber) -> Table:
         return self.open_table(self.stream, Start.FIRST, subscriber=subscriber)
 
-    async def follow(self, watch: Watch, start: int | str, timeout: float) -> None:
-        table = await loaded(await self._open(timeout), timeout)
+    async def follow(self, watch: Watch, start: int | str, deadline: Deadline) -> None:
+        table = await loaded(await self._open(deadline), deadline)
         if isinstance(start, int):
-            await self.replay_into(watch, watch.pattern, start, timeout)
+            await self.replay_into(watch, watch.pattern, start, deadline)
         else:
             table.subscribe(watch.offer, current=start == "last")
             watch.on_close(lambda: table.unsubscribe(watch.offer))
 
-    async def lock_table(self, timeout: float, *, declare: bool = True) -> Table | None:
-        table = await self._loaded(timeout)
-        return await loaded(await self._open(timeout), timeout) if table is None and declare else table
+    async def lock_table(self, deadline: Deadline, *, declare: bool = True) -> Table | None:
+        table = await self._loaded(deadline)
+        return await loaded(await self._open(deadline), deadline) if table is None and declare else table
 
     def tables(self) -> list[Table]:
         return [] if self._table is None else [self._table]
@@ -135,17 +134,17 @@ class SharedKeyspace(Keyspace):
         self._drop()
         return None
 
-    async def _loaded(self, timeout: float) -> Table | None:
+    async def _loaded(self, deadline: Deadline) -> Table | None:
         """The table with all that stood in the stream when the call began; None if there is no stream."""
         table = self._usable()
         if table is None:
             try:
-                table = await self._open(timeout, declare=False)
+                table = await self._open(deadline, declare=False)
             except StreamMissing:
                 return None
         if not table.tail.ready.done() or table.tail.ready.error() is not None:
             try:
-                await loaded(table, timeout)
+                await loaded(table, deadline)
             except (StreamMissing, Closed):
                 if self.closed:
                     raise
@@ -153,7 +152,7 @@ class SharedKeyspace(Keyspace):
                     self._drop()
                 return None
         if not table.rebuilt.done():
-            await rebuilt(table, timeout)
+            await rebuilt(table, deadline)
         self.fresh_enough(table)
         self._serve(table)
         if not self._compared:
@@ -162,49 +161,49 @@ class SharedKeyspace(Keyspace):
             self.catch_up()
         return table
 
-    async def _writable(self, record: Record, timeout: float, create: bool, confirm: bool) -> Table:
+    async def _writable(self, record: Record, deadline: Deadline, create: bool, confirm: bool) -> Table:
         """The table to write to: loaded, if the outcome is asked for. (A record counts once it is folded, and its deadline
         should not pay for a load.)"""
-        table = await self._open(timeout, declare=create)
+        table = await self._open(deadline, declare=create)
         if confirm and record.op != "set" and not table.tail.ready.done():
-            await loaded(table, timeout)
+            await loaded(table, deadline)
         return table
 
-    async def _open(self, timeout: float, *, declare: bool = True) -> Table:
+    async def _open(self, deadline: Deadline, *, declare: bool = True) -> Table:
         """The table, perhaps still loading; opened by one caller at a time."""
         table = self._usable()
         if table is None:
-            await self._hold(timeout)
+            await self._hold(deadline)
             try:
-                table = self._usable() or await self._attach(timeout, declare=declare)
+                table = self._usable() or await self._attach(deadline, declare=declare)
             finally:
                 self._opening.give()
         return table
 
-    async def _hold(self, timeout: float) -> None:
-        if not await self._opening.take(timeout + STALL):
-            raise ReadTimeout(f"somebody else has been opening stream {self.stream} for {timeout + STALL:g} s")
+    async def _hold(self, deadline: Deadline) -> None:
+        if not await self._opening.take(deadline.left + STALL):
+            raise deadline.late(f"somebody else has been opening stream {self.stream} for {deadline}")
 
-    async def _barrier(self, table: Table, timeout: float) -> None:
+    async def _barrier(self, table: Table, deadline: Deadline) -> None:
         """Wait until all that anybody has written before is folded here."""
         if self.engine.exact:
             self.catch_up()
         else:
-            await self.write_to(table, Record("sync", "", id=new_id()), timeout, confirm=True, shared=True)
+            await self.write_to(table, Record("sync", "", id=new_id()), deadline, confirm=True, shared=True)
 
-    async def _attach(self, timeout: float, *, declare: bool) -> Table:
+    async def _attach(self, deadline: Deadline, *, declare: bool) -> Table:
         """Open the table; where there is no stream, make it and write its settings first."""
         table = self.open_table(self.stream, Start.FIRST)
         try:
-            await attached(table, timeout)
+            await attached(table, deadline)
         except StreamMissing:
             if not declare:
                 raise
-            await answered(self.engine.begin_declare(self.stream, None, timeout), timeout, self.stream)
+            await answered(self.engine.begin_declare(self.stream, None, deadline.left), deadline, self.stream)
             self.log.debug("declare", stream=self.stream)
-            table = await attached(self.open_table(self.stream, Start.FIRST), timeout)
+            table = await attached(self.open_table(self.stream, Start.FIRST), deadline)
             try:
-                await self._found(table, timeout)
+                await self._found(table, deadline)
             except BaseException:
                 table.tail.close()
                 raise
@@ -213,14 +212,14 @@ class SharedKeyspace(Keyspace):
         self._table = table
         return table
 
-    async def _found(self, table: Table, timeout: float) -> None:
+    async def _found(self, table: Table, deadline: Deadline) -> None:
         """The first record of a keyspace: its settings. (It also wakes LavinMQ, where the first record of a stream may wake
         nobody.)"""
         args: dict[str, str | int | bool | float] = {}
         if self.options.max_entries is not None:
             args["max_entries"] = self.options.max_entries
         record = Record("settings", "", args=args, written_ms=int(self.options.clock() * 1000), id=new_id())
-        await settled(table.tail.append(to_message(record, shared=True), timeout), timeout, self.stream)
+        await settled(table.tail.append(to_message(record, shared=True), deadline.left), deadline, self.stream)
 
     def _serve(self, table: Table) -> None:
         """Let cached reads look into the table, while they may."""
