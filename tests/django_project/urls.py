@@ -14,6 +14,7 @@ urlpatterns = [
     path("plain/", views.plain),
     path("page/", cache_page(60)(views.plain)),
     path("page/async/", cache_page(60)(views.plain_async)),
+    path("large/", cache_page(60)(views.large)),
     path("fragment/", views.fragment),
     path("set/", views.set_value),
     path("get/", views.get_value),

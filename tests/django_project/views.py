@@ -64,3 +64,7 @@ async def get_value_async(request: HttpRequest) -> HttpResponse:
 
 def pid(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(os.getpid()))
+
+
+def large(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(b"x" * 16 * 2**20)

@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
 
 import mqkv
-from mqkv.django.batches import batches, chunks
+from mqkv.django.batches import batches, chunks, log_too_large
 from mqkv.django.redis import seconds_left
 from mqkv.django.stores import Shared
 
@@ -135,14 +135,25 @@ class AsyncMethods:
             return await self._aset_present(name, value, ttl)
         if ttl == 0:
             return await self._ado(None, "delete", name) is not None
-        return await self._ado(None, "set", name, value, ttl=ttl) is not None
+        try:
+            return await self._ado(None, "set", name, value, ttl=ttl) is not None
+        except mqkv.ValueTooLarge as error:
+            return await self._adrop_too_large(name, error)
 
     async def _aset_present(self, key: str, value: Any, ttl: float | None) -> bool:
         while (entry := await self._ado(None, "entry", key)) is not None:
             if ttl == 0:
                 return await self._ado(False, "delete", key)  # type: ignore[no-any-return]
-            if await self._ado(False, "compare_and_set", key, value, entry.revision, ttl=ttl):
-                return True
+            try:
+                if await self._ado(False, "compare_and_set", key, value, entry.revision, ttl=ttl):
+                    return True
+            except mqkv.ValueTooLarge as error:
+                return await self._adrop_too_large(key, error)
+        return False
+
+    async def _adrop_too_large(self, key: str, error: mqkv.ValueTooLarge) -> bool:
+        log_too_large(key, error)
+        await self._ado(None, "delete", key)
         return False
 
     @mirror
@@ -151,7 +162,11 @@ class AsyncMethods:
         ttl = self.get_backend_timeout(timeout)
         if ttl == 0:
             return not await self._ado(True, "exists", name)
-        return await self._ado(False, "add", name, value, ttl=ttl)  # type: ignore[no-any-return]
+        try:
+            return await self._ado(False, "add", name, value, ttl=ttl)  # type: ignore[no-any-return]
+        except mqkv.ValueTooLarge as error:
+            log_too_large(name, error)
+            return False
 
     @mirror
     async def atouch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -193,6 +208,7 @@ class AsyncMethods:
                 batch.too_large(error)
                 if len(batch) > 1:
                     continue
+                await self._adrop_too_large(*batch, error)
             failed.extend(names[name] for name in batch)
         return failed
 

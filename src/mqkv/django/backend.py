@@ -15,7 +15,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache, InvalidC
 
 import mqkv
 from mqkv.django.aio import AsyncMethods
-from mqkv.django.batches import batches
+from mqkv.django.batches import batches, log_too_large
 from mqkv.django.config import check_params, find_aliases, import_option, read_options, store_config
 from mqkv.django.errors import InvalidCacheOption
 from mqkv.django.redis import RedisMethods
@@ -204,7 +204,8 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         nx: bool = False,
         xx: bool = False,
     ) -> bool:
-        """Whether it was set: always, but for ``nx`` (only if absent), ``xx`` (only if there) and ignored exceptions."""
+        """Whether it was set: always, but for ``nx`` (only if absent), ``xx`` (only if there), ignored exceptions, and a value
+        that is too large, whose key has none from then on."""
         if nx:
             return not xx and self.add(key, value, timeout, version)
         name = self.make_and_validate_key(key, version=version)
@@ -213,14 +214,26 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
             return self._do(False, self._set_present, name, value, ttl)  # type: ignore[no-any-return]
         if ttl == 0:
             return self._do(None, self._store.delete, name) is not None
-        return self._do(None, self._store.set, name, value, ttl=ttl) is not None
+        try:
+            return self._do(None, self._store.set, name, value, ttl=ttl) is not None
+        except mqkv.ValueTooLarge as error:
+            return self._drop_too_large(name, error)
 
     def _set_present(self, key: str, value: Any, ttl: float | None) -> bool:
         while (entry := self._store.entry(key)) is not None:
             if ttl == 0:
                 return self._store.delete(key)
-            if self._store.compare_and_set(key, value, entry.revision, ttl=ttl):
-                return True
+            try:
+                if self._store.compare_and_set(key, value, entry.revision, ttl=ttl):
+                    return True
+            except mqkv.ValueTooLarge as error:
+                return self._drop_too_large(key, error)
+        return False
+
+    def _drop_too_large(self, key: str, error: mqkv.ValueTooLarge) -> bool:
+        """What can't be set must not leave the old value in its place."""
+        log_too_large(key, error)
+        self._do(None, self._store.delete, key)
         return False
 
     def add(self, key: Any, value: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
@@ -228,7 +241,11 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         ttl = self.get_backend_timeout(timeout)
         if ttl == 0:
             return not self._do(True, self._store.exists, name)
-        return self._do(False, self._store.add, name, value, ttl=ttl)  # type: ignore[no-any-return]
+        try:
+            return self._do(False, self._store.add, name, value, ttl=ttl)  # type: ignore[no-any-return]
+        except mqkv.ValueTooLarge as error:
+            log_too_large(name, error)
+            return False
 
     def touch(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
         name = self.make_and_validate_key(key, version=version)
@@ -265,6 +282,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
                 batch.too_large(error)
                 if len(batch) > 1:
                     continue
+                self._drop_too_large(*batch, error)
             failed.extend(names[name] for name in batch)
         return failed
 

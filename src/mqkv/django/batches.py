@@ -1,12 +1,15 @@
-"""Many keys in records of a size that a store takes. Pure."""
+"""Many keys in records of a size that a store takes, and what to say of a value that is too large for any."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import mqkv
+
+logger = logging.getLogger("mqkv.django")
 
 #: How many keys one record deletes at most.
 AT_ONCE = 10_000
@@ -38,3 +41,7 @@ def chunks(names: Iterable[str], size: int | None = None) -> Iterator[list[str]]
     rest = iter(names)
     while chunk := list(islice(rest, size or AT_ONCE)):
         yield chunk
+
+
+def log_too_large(key: str, error: mqkv.ValueTooLarge) -> None:
+    logger.warning("at=too-large key=%s reason=%s", key, error)

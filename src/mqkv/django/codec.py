@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mqkv import InvalidValue, UnreadableValue
+from mqkv import InvalidValue, UnreadableValue, ValueTooLarge
 from mqkv.django.compressors import Compressor
 from mqkv.django.serializers import Serializer
 
@@ -115,7 +115,7 @@ class SignedCodec:
             raise InvalidValue(f"the serializer gave {type(payload).__name__} for key {key!r}, not bytes")
         if self._compressor is not None and len(payload) > self._compress_over:
             if len(payload) > self._max_length:
-                raise InvalidValue(
+                raise ValueTooLarge(
                     f"the value of key {key!r} takes {len(payload)} bytes, and max_decompressed is {self._max_length}"
                 )
             packed = self._compressor.compress(payload)
