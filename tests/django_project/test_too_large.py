@@ -23,9 +23,7 @@ def asyncly(cache: Any, verb: str, *arguments: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("ask", [syncly, asyncly])
-def test_the_key_does_not_keep_its_old_value(
-    cache: Any, ask: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_key_does_not_keep_its_old_value(cache: Any, ask: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     cache.set_many({"k": "old", "add": "old", "xx": "old"})
     assert ask(cache, "set", "k", LARGE) is False and cache.get("k", "gone") == "gone"
     assert "at=too-large" in caplog.text and "key=:1:k" in caplog.text and len(caplog.text) < 1000
