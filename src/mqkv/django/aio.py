@@ -208,7 +208,7 @@ class AsyncMethods:
                 batch.too_large(error)
                 if len(batch) > 1:
                     continue
-                await self._adrop_too_large(*batch, error)
+                await self._adrop_too_large(next(iter(batch)), error)
             failed.extend(names[name] for name in batch)
         return failed
 

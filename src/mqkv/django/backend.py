@@ -282,7 +282,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
                 batch.too_large(error)
                 if len(batch) > 1:
                     continue
-                self._drop_too_large(*batch, error)
+                self._drop_too_large(next(iter(batch)), error)
             failed.extend(names[name] for name in batch)
         return failed
 
