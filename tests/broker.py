@@ -1,12 +1,13 @@
-"""A private RabbitMQ node in a temporary folder on free ports, to use, kill, stop and start again.
+"""Private nodes of RabbitMQ and LavinMQ in temporary folders on free ports, to use, kill, stop and start again.
 
-As a program it runs a node until Ctrl-C: ``python tests/broker.py``, then ``MQKV_TEST_BROKER=<the URL it prints> pytest``
-spares each run the start.
+As a program it runs a RabbitMQ node until Ctrl-C: ``python tests/broker.py``, then
+``MQKV_TEST_BROKER=<the URL it prints> pytest`` spares each run the start.
 
 1. A node never outlives the process that started it, however that ends: a shell waits for the other end of a pipe to close and
    then kills the node's process group, stops its epmd and removes its folder.
-2. Each node has an epmd of its own, so nodes of several test runs don't meet.
+2. Each RabbitMQ node has an epmd of its own, so nodes of several test runs don't meet.
 3. Ports are taken below the range that the system gives to outgoing connections: nobody takes them while the node is down.
+4. RabbitMQ must be there. LavinMQ is used where one is found (``find_lavinmq``): then what runs on a broker runs on both.
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
 HOW_TO_GET_ONE = (
     "This test needs a RabbitMQ broker and found none. `scripts/test` installs one; or install it by hand "
     "(`apt-get install rabbitmq-server`, `brew install rabbitmq`); or name a running one: MQKV_TEST_BROKER=amqp://user:password@host/vhost"
 )
+LAVINMQ = "MQKV_LAVINMQ"  # a program that is called `PROGRAM FOLDER PORT`, or the URL of a LavinMQ that runs
+HOW_TO_GET_LAVINMQ = f"put `lavinmq` on the PATH, or set {LAVINMQ} to a program (called `PROGRAM FOLDER PORT`) or to an amqp URL"
+TROUBLE = (AMQPError, AMQPConnectorException, OSError)  # what pika raises where a node is away or silent
 PROBE = "mqkv-test-probe"  # the stream that shows that a node is usable
 SETTLE = 2.0  # seconds; a node killed sooner after its very first stream declare can lose that stream for good
 DEBIAN = Path("/usr/lib/rabbitmq/bin")  # Debian's /usr/sbin/rabbitmq-server changes the user, these run as whoever calls them
@@ -40,13 +46,29 @@ node=
 while read -r line; do node=$line; done
 [ -z "$node" ] || kill -s KILL -- "-$node" 2>/dev/null
 sleep 0.1
-epmd -port "$ERL_EPMD_PORT" -kill >/dev/null 2>&1
+[ -z "$ERL_EPMD_PORT" ] || epmd -port "$ERL_EPMD_PORT" -kill >/dev/null 2>&1
 rm -rf "$HOME"
 """
 
 
 class NoBroker(Exception):
-    """There is no RabbitMQ here; the message says how to get one."""
+    """The broker that a test needs is not here; the message says how to get one."""
+
+
+class LavinFound(NamedTuple):
+    """Where LavinMQ is: a program that starts a node, the URL of one that runs, both, or neither."""
+
+    program: str | None
+    url: str | None
+
+
+def find_lavinmq(environment: Mapping[str, str] = os.environ) -> LavinFound:
+    """The LavinMQ to test on. ``MQKV_LAVINMQ`` comes first; ``lavinmq`` on the PATH is what else starts private nodes."""
+    named = environment.get(LAVINMQ, "")
+    program = shutil.which("lavinmq", path=environment.get("PATH"))
+    if "://" in named:
+        return LavinFound(program, named)
+    return LavinFound(os.path.abspath(named) if named else program, None)
 
 
 def find(program: str) -> str:
@@ -67,35 +89,21 @@ def free_port() -> int:
             return port
 
 
-class Broker:
-    """One node. ``start`` it first; ``close`` ends it and removes its folder."""
+class Node(ABC):
+    """A node of some broker. ``start`` it first; ``close`` ends it and removes its folder."""
 
     descriptors: ClassVar[set[int]] = set()  # ours, not leaked by a test
+    product: ClassVar[str]
+    #: Seconds after the start from which on it is safe to kill a node.
+    settle: ClassVar[float] = 0.0
 
-    def __init__(self, config: str = "") -> None:
-        self._server = find("rabbitmq-server")
-        self._control = find("rabbitmqctl")
+    def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mqkv-broker-"))
-        self.port, distribution, epmd = free_port(), free_port(), free_port()
+        self.port = free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
-        self.name = f"mqkv{self.port}@localhost"
         self.pid: int | None = None  # of the process group
         self._process: subprocess.Popen[bytes] | None = None
-        lines = f"listeners.tcp.1 = 127.0.0.1:{self.port}\nloopback_users = none\ndisk_free_limit.absolute = 50MB\n{config}\n"
-        (self.folder / "rabbitmq.conf").write_text(lines)
-        (self.folder / "plugins").write_text("[].\n")
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | {
-            "HOME": str(self.folder),
-            "ERL_EPMD_PORT": str(epmd),
-            "RABBITMQ_NODENAME": self.name,
-            "RABBITMQ_DIST_PORT": str(distribution),
-            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
-            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
-            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
-            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
-        }
+        self.environment = self._environment()
         self._watchdog = subprocess.Popen(
             ["/bin/sh", "-c", WATCHDOG], stdin=subprocess.PIPE, cwd="/", env=self.environment, start_new_session=True, bufsize=0
         )
@@ -104,17 +112,20 @@ class Broker:
         self.descriptors.add(self._pipe.fileno())
 
     def __repr__(self) -> str:
-        return f"Broker({self.url!r}, folder={str(self.folder)!r}, pid={self.pid})"
+        return f"{type(self).__name__}({self.url!r}, folder={str(self.folder)!r}, pid={self.pid})"
+
+    @abstractmethod
+    def _environment(self) -> dict[str, str]:
+        """For the node's process; HOME is the folder, which goes when the node goes."""
+
+    @abstractmethod
+    def _command(self) -> list[str]:
+        """What runs the node in the foreground."""
 
     @property
     def running(self) -> bool:
         """Whether the node's process lives (it may be stopped with ``stop``)."""
         return self._process is not None and self._process.poll() is None
-
-    @property
-    def data(self) -> Path:
-        """The node's data folder."""
-        return self.folder / "data" / self.name
 
     def start(self, timeout: float = 60.0) -> None:
         """Start, or start again in the same folder and port; returns when a stream can be written and read."""
@@ -123,7 +134,7 @@ class Broker:
         deadline = time.monotonic() + timeout
         with (self.folder / "output").open("ab") as output:
             self._process = subprocess.Popen(
-                [self._server],
+                self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -142,13 +153,13 @@ class Broker:
                 if round_trip(self.url):
                     return
                 problem: object = "a stream did not answer"
-            except (AMQPError, OSError) as error:
+            except TROUBLE as error:
                 problem = repr(error)
             if self._process is None or self._process.poll() is not None:
-                raise RuntimeError(f"RabbitMQ ended by itself.\n{self.log_tail()}")
+                raise RuntimeError(f"{self.product} ended by itself.\n{self.log_tail()}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"RabbitMQ was not usable in time: {problem}\n{self.log_tail()}")
-            time.sleep(0.1)
+                raise RuntimeError(f"{self.product} was not usable in time: {problem}\n{self.log_tail()}")
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """SIGKILL to the whole node, as a crash would end it."""
@@ -170,16 +181,6 @@ class Broker:
     def _signal(self, number: signal.Signals) -> None:
         assert self.pid is not None, "the node is not running"
         os.killpg(self.pid, number)
-
-    def ctl(self, *arguments: str, timeout: float = 60.0) -> str:
-        """Run ``rabbitmqctl``; what it printed. ``CalledProcessError`` if it failed."""
-        command = [self._control, "--quiet", *arguments]
-        done = subprocess.run(
-            command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
-        )
-        if done.returncode:
-            raise subprocess.CalledProcessError(done.returncode, " ".join(command), done.stdout, done.stdout + done.stderr)
-        return done.stdout
 
     def ensure(self) -> None:
         """Running, not stopped, usable: whatever a test did to it before."""
@@ -204,8 +205,92 @@ class Broker:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class Broker(Node):
+    """A RabbitMQ node."""
+
+    product = "RabbitMQ"
+    settle = SETTLE
+
+    def __init__(self, config: str = "") -> None:
+        self._server = find("rabbitmq-server")
+        self._control = find("rabbitmqctl")
+        super().__init__()
+        lines = f"listeners.tcp.1 = 127.0.0.1:{self.port}\nloopback_users = none\ndisk_free_limit.absolute = 50MB\n{config}\n"
+        (self.folder / "rabbitmq.conf").write_text(lines)
+        (self.folder / "plugins").write_text("[].\n")
+
+    def _environment(self) -> dict[str, str]:
+        self.name = f"mqkv{self.port}@localhost"
+        return {k: v for k, v in os.environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))} | {
+            "HOME": str(self.folder),
+            "ERL_EPMD_PORT": str(free_port()),
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
+        }
+
+    def _command(self) -> list[str]:
+        return [self._server]
+
+    @property
+    def data(self) -> Path:
+        """The node's data folder."""
+        return self.folder / "data" / self.name
+
+    def ctl(self, *arguments: str, timeout: float = 60.0) -> str:
+        """Run ``rabbitmqctl``; what it printed. ``CalledProcessError`` if it failed."""
+        command = [self._control, "--quiet", *arguments]
+        done = subprocess.run(
+            command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, " ".join(command), done.stdout, done.stdout + done.stderr)
+        return done.stdout
+
+
+class LavinBroker(Node):
+    """A LavinMQ node. ``program`` is called as ``PROGRAM FOLDER PORT``; without one ``lavinmq`` itself is run, from the PATH."""
+
+    product = "LavinMQ"
+
+    def __init__(self, program: str | None = None) -> None:
+        self._program = program or find_lavinmq().program or ""
+        if shutil.which(self._program) is None:
+            raise NoBroker(f"This test needs a LavinMQ, and can't run {self._program!r}: {HOW_TO_GET_LAVINMQ}")
+        super().__init__()
+
+    def _environment(self) -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if not k.startswith(("LAVINMQ_", "ERL_"))} | {
+            "HOME": str(self.folder),
+            "LAVINMQ_CONFIGURATION_DIRECTORY": str(self.folder / "none"),
+        }
+
+    @property
+    def data(self) -> Path:
+        """The node's data folder."""
+        return self.folder / "data"
+
+    def _command(self) -> list[str]:
+        if Path(self._program).name != "lavinmq":
+            return [self._program, str(self.data), str(self.port)]
+        self.data.mkdir(exist_ok=True)
+        return [
+            *(self._program, "--data-dir", str(self.data), "--bind", "127.0.0.1", "--amqp-port", str(self.port)),
+            *("--http-port=-1", "--mqtt-port=-1", "--metrics-http-port=-1", "--clustering-port=0"),
+            *("--control-unix-path", str(self.data / "control.sock")),
+        ]
+
+
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+
 class ExternalBroker:
-    """A broker that somebody else runs (MQKV_TEST_BROKER): it can be used, not killed."""
+    """A broker that somebody else runs (MQKV_TEST_BROKER, MQKV_LAVINMQ): it can be used, not killed."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -215,10 +300,11 @@ class ExternalBroker:
         return f"ExternalBroker(port={self.port})"
 
 
-def round_trip(url: str) -> bool:
-    """Whether a message published to the probe stream comes back within a second. Raises what pika raises."""
+def round_trip(url: str, patience: float = 5) -> bool:
+    """Whether a message published to the probe stream comes back within a second. Raises what pika raises, after ``patience``
+    seconds of silence."""
     parameters = pika.URLParameters(url)
-    parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = 5
+    parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = patience
     connection = pika.BlockingConnection(parameters)
     try:
         channel = connection.channel()
@@ -226,25 +312,38 @@ def round_trip(url: str) -> bool:
         channel.confirm_delivery()
         channel.basic_publish("", PROBE, b"probe", pika.BasicProperties(delivery_mode=2), mandatory=True)
         channel.basic_qos(prefetch_count=10)
-        for method, _, _ in channel.consume(PROBE, arguments={"x-stream-offset": "last"}, inactivity_timeout=1):
+        # Not "last": that is broken on LavinMQ while a stream is empty.
+        for method, _, _ in channel.consume(PROBE, arguments={"x-stream-offset": 0}, inactivity_timeout=1):
             return method is not None
         return False
     finally:
-        with contextlib.suppress(AMQPError):
+        with contextlib.suppress(*TROUBLE):
             connection.close()
 
 
 @contextlib.contextmanager
 def private_broker(config: str = "", settle: bool = True) -> Iterator[Broker]:
-    """A started node, ended on leaving. ``settle`` waits until it is safe to kill it."""
-    broker = Broker(config)
+    """A started RabbitMQ node, ended on leaving. ``settle`` waits until it is safe to kill it."""
+    with _started(Broker(config), settle) as node:
+        yield node
+
+
+@contextlib.contextmanager
+def private_lavinmq(settle: bool = True) -> Iterator[LavinBroker]:
+    """A started LavinMQ node, ended on leaving."""
+    with _started(LavinBroker(), settle) as node:
+        yield node
+
+
+@contextlib.contextmanager
+def _started(node: AnyNode, settle: bool) -> Iterator[AnyNode]:
     try:
-        broker.start()
+        node.start()
         if settle:
-            time.sleep(SETTLE)
-        yield broker
+            time.sleep(node.settle)
+        yield node
     finally:
-        broker.close()
+        node.close()
 
 
 if __name__ == "__main__":

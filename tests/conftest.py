@@ -1,15 +1,19 @@
 """What all tests share: brokers, places to store things, names, and the check that a test leaks nothing.
 
-``broker``       one private RabbitMQ node for the whole run, started by the first test that asks for it: use it, don't kill it
+``broker``       a node for the whole run, started by the first test that asks for it: use it, don't kill it
 ``own_broker``   a node of this module's own, to kill, stop and start; running and usable when a test gets it
-``new_broker``   makes more nodes: ``new_broker(config="...")``
-``url``          a fresh place; the test runs once each on memory, file and amqp
+``new_broker``   makes more RabbitMQ nodes: ``new_broker(config="...")``
+``url``          a fresh place; the test runs once each on memory, file, and each broker
 ``layout``       the test runs once each with per-key and shared
 ``prefix``       a name that no other test uses
 ``seed``         a number for a randomised run, printed when the test fails; MQKV_SEED=... repeats one
 
+A test that asks for ``broker`` or ``own_broker`` runs once on RabbitMQ and once on LavinMQ, where one is found (``broker.py``
+says how it is looked for, and the header of a run what was found). One that names RabbitMQ's own ways is marked
+``rabbitmq_only("why")``. To choose among places: ``@pytest.mark.parametrize("url", ["file", *ON_BROKERS], indirect=True)``.
+
 Markers: ``slow`` (see pyproject.toml), ``leaks_ok`` (don't check this test for leaks). Tests that use a broker are marked
-``broker`` by themselves, so ``pytest -m "not broker"`` is the quick run.
+``broker`` by themselves, so ``pytest -m "not broker"`` is the quick run; ``-k lavinmq`` is what runs on LavinMQ.
 """
 
 from __future__ import annotations
@@ -24,11 +28,24 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from broker import Broker, ExternalBroker, NoBroker, private_broker
+from broker import (
+    HOW_TO_GET_LAVINMQ,
+    AnyNode,
+    Broker,
+    ExternalBroker,
+    LavinBroker,
+    NoBroker,
+    Node,
+    find_lavinmq,
+    private_broker,
+    private_lavinmq,
+)
+from places import BROKERS, ON_BROKERS
 
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.register_profile("ci", settings.get_profile("default"), max_examples=200)
@@ -37,9 +54,27 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 GRACE = 2.0  # seconds that threads and descriptors of a closed store get to go away
 
 
+def pytest_report_header() -> str:
+    found = find_lavinmq()
+    if not (found.url or found.program):
+        return f"LavinMQ: none found, so nothing runs on it. To have it: {HOW_TO_GET_LAVINMQ}"
+    return f"LavinMQ: {'the one of MQKV_LAVINMQ; ' if found.url else ''}private nodes by {found.program or 'nothing'}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What asks for a broker runs on each of them, and what asks for two at once has both of one kind."""
+    if "broker_kind" in metafunc.fixturenames:
+        kinds = BROKERS
+        if metafunc.definition.get_closest_marker("rabbitmq_only") or "new_broker" in metafunc.fixturenames:
+            kinds = ["rabbitmq"]
+        elif "own_broker" in metafunc.fixturenames and find_lavinmq().program is None:
+            kinds = ["rabbitmq"]  # a LavinMQ that somebody else runs is not ours to kill
+        metafunc.parametrize("broker_kind", kinds, indirect=True)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"broker", "own_broker", "new_broker"} & set(getattr(item, "fixturenames", ())):
+        if {"broker_kind", "rabbitmq", "new_broker"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.broker)
         if item.get_closest_marker("time_intensive"):  # dogpile's own name for it
             item.add_marker(pytest.mark.slow)
@@ -51,53 +86,79 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextlib.contextmanager
-def _private(**options: object) -> Iterator[Broker]:
+def _found(node: contextlib.AbstractContextManager[AnyNode]) -> Iterator[AnyNode]:
     try:
-        with private_broker(**options) as node:  # type: ignore[arg-type]
-            yield node
+        with node as started:
+            yield started
     except NoBroker as error:
         pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[Broker | ExternalBroker]:
+def rabbitmq() -> Iterator[Broker | ExternalBroker]:
     if named := os.environ.get("MQKV_TEST_BROKER"):
         yield ExternalBroker(named)
         return
-    with _private(settle=False) as node:
+    with _found(private_broker(settle=False)) as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def lavinmq() -> Iterator[LavinBroker | ExternalBroker]:
+    if named := find_lavinmq().url:
+        yield ExternalBroker(named)
+        return
+    with _found(private_lavinmq()) as node:
         yield node
 
 
 @pytest.fixture(scope="module")
-def _module_broker() -> Iterator[Broker]:
-    with _private() as node:
+def _own_rabbitmq() -> Iterator[Broker]:
+    with _found(private_broker()) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def _own_lavinmq() -> Iterator[LavinBroker]:
+    with _found(private_lavinmq()) as node:
         yield node
 
 
 @pytest.fixture
-def own_broker(_module_broker: Broker) -> Iterator[Broker]:
-    _module_broker.ensure()
-    yield _module_broker
-    if _module_broker.running:
-        _module_broker.cont()
+def broker_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest, broker_kind: str) -> Any:
+    return request.getfixturevalue(broker_kind)
+
+
+@pytest.fixture
+def own_broker(request: pytest.FixtureRequest, broker_kind: str) -> Iterator[Node]:
+    node: Node = request.getfixturevalue(f"_own_{broker_kind}")
+    node.ensure()
+    yield node
+    if node.running:
+        node.cont()
 
 
 @pytest.fixture
 def new_broker() -> Iterator[Callable[..., Broker]]:
     with contextlib.ExitStack() as stack:
-        yield lambda **options: stack.enter_context(_private(**options))
+        yield lambda **options: stack.enter_context(_found(private_broker(**options)))
 
 
 # Places and names
 
 
-@pytest.fixture(params=["memory", "file", pytest.param("amqp", marks=pytest.mark.broker)])
+@pytest.fixture(params=["memory", "file", *ON_BROKERS])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}"
     if request.param == "file":
         return f"file://{tmp_path}/kv"
-    address: str = request.getfixturevalue("broker").url
+    address: str = request.getfixturevalue(request.param).url
     return address
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from broker import SETTLE, Broker, round_trip
-
-pytestmark = pytest.mark.slow
+from broker import SETTLE, TROUBLE, Node, find_lavinmq, round_trip
+from places import BROKERS
 
 
 def alive(pid: int) -> bool:
@@ -22,7 +21,20 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_killed_node_comes_back_on_the_same_port_with_its_streams(own_broker: Broker) -> None:
+def test_where_lavinmq_is_looked_for(tmp_path: Path) -> None:
+    program = tmp_path / "lavinmq"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    on_path, url = {"PATH": str(tmp_path)}, "amqp://guest:guest@host/%2F"
+    assert find_lavinmq({"PATH": ""}) == (None, None)
+    assert find_lavinmq(on_path) == (str(program), None)
+    assert find_lavinmq({**on_path, "MQKV_LAVINMQ": "/opt/start"}) == ("/opt/start", None)
+    assert find_lavinmq({"MQKV_LAVINMQ": url, "PATH": ""}) == (None, url)
+    assert find_lavinmq({**on_path, "MQKV_LAVINMQ": url}) == (str(program), url)
+
+
+@pytest.mark.slow
+def test_a_killed_node_comes_back_on_the_same_port_with_its_streams(own_broker: Node) -> None:
     port, before = own_broker.port, own_broker.pid
     own_broker.kill()
     assert not own_broker.running
@@ -30,24 +42,26 @@ def test_a_killed_node_comes_back_on_the_same_port_with_its_streams(own_broker: 
     assert own_broker.port == port
     assert own_broker.pid != before
     assert round_trip(own_broker.url)
-    assert "mqkv-test-probe" in own_broker.ctl("list_queues", "name")
 
 
-def test_a_stopped_node_does_not_answer_until_it_goes_on(own_broker: Broker) -> None:
+@pytest.mark.slow
+def test_a_stopped_node_does_not_answer_until_it_goes_on(own_broker: Node) -> None:
     own_broker.stop()
-    with pytest.raises(subprocess.TimeoutExpired):
-        own_broker.ctl("list_queues", "name", timeout=3)
+    with pytest.raises(TROUBLE):
+        round_trip(own_broker.url, patience=1)
     own_broker.cont()
     assert round_trip(own_broker.url)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_node_dies_with_the_process_that_started_it() -> None:
-    program = """
+@pytest.mark.parametrize("maker", [{"rabbitmq": "Broker", "lavinmq": "LavinBroker"}[kind] for kind in BROKERS])
+def test_a_node_dies_with_the_process_that_started_it(maker: str) -> None:
+    program = f"""
 import os
-from broker import Broker
+from broker import {maker}
 
-node = Broker()
+node = {maker}()
 node.start()
 print(node.pid, node.folder, flush=True)
 os.kill(os.getpid(), 9)

@@ -18,6 +18,7 @@ from dogpile.cache.region import CacheRegion
 
 import mqkv
 from mqkv.dogpile import StreamInvalidation, invalidation
+from places import ON_BROKERS
 
 Make = Callable[..., CacheRegion]
 
@@ -204,7 +205,7 @@ region.backend.close()
 """
 
 
-@pytest.mark.parametrize("url", ["file", pytest.param("amqp", marks=pytest.mark.broker)], indirect=True)
+@pytest.mark.parametrize("url", ["file", *ON_BROKERS], indirect=True)
 def test_in_another_process(make: Make, url: str, prefix: str) -> None:
     region = make()
     region.set("k", 1)

@@ -19,10 +19,11 @@ from dogpile.cache.region import CacheRegion
 
 import mqkv
 from mqkv.dogpile import StreamBackend, StreamMutex
+from places import ON_BROKERS
 from test_fork import in_child
 
 Make = Callable[..., StreamBackend]
-PLACES = ["file", pytest.param("amqp", marks=pytest.mark.broker)]
+PLACES = ["file", *ON_BROKERS]
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from mqkv.registry import _make_engine
 from mqkv.streams.base import Tail
 from mqkv.testing.tools import opened
 from mqkv.url import parse
+from places import ON_BROKERS
 
 
-@pytest.fixture(params=["file", pytest.param("amqp", marks=pytest.mark.broker)])
+@pytest.fixture(params=["file", *ON_BROKERS])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"file://{tmp_path}/kv" if request.param == "file" else str(request.getfixturevalue("broker").url)
+    return f"file://{tmp_path}/kv" if request.param == "file" else str(request.getfixturevalue(request.param).url)
 
 
 @pytest.fixture

@@ -18,12 +18,13 @@ from cutter import Cutter
 from histories import History, Job, Local, Logged, Noted
 from linearizability import READS, Call, Verdict, check, witness
 from mqkv.record import Record, to_message
+from places import ON_BROKERS
 
 
-@pytest.fixture(params=["file", pytest.param("amqp", marks=pytest.mark.broker)])
+@pytest.fixture(params=["file", *ON_BROKERS])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A place that processes can share."""
-    return f"file://{tmp_path}/kv" if request.param == "file" else str(request.getfixturevalue("broker").url)
+    return f"file://{tmp_path}/kv" if request.param == "file" else str(request.getfixturevalue(request.param).url)
 
 
 @pytest.fixture

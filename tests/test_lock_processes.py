@@ -15,6 +15,7 @@ import pytest
 
 import mqkv
 from lock_worker import Place, contend, obey
+from places import ON_BROKERS
 
 TTL = 1.0
 
@@ -52,10 +53,10 @@ class Other:
         self._pipe.close()
 
 
-@pytest.fixture(params=["file", pytest.param("amqp", marks=pytest.mark.broker)])
+@pytest.fixture(params=["file", *ON_BROKERS])
 def place(request: pytest.FixtureRequest, tmp_path: Path, prefix: str, layout: Any) -> Iterator[Place]:
     """A place that processes can share."""
-    url = f"file://{tmp_path}/kv" if request.param == "file" else str(request.getfixturevalue("broker").url)
+    url = f"file://{tmp_path}/kv" if request.param == "file" else str(request.getfixturevalue(request.param).url)
     place = Place(url, prefix, layout, TTL)
     yield place
     with place.open() as store:

@@ -14,6 +14,7 @@ from django.core.cache import caches
 
 import mqkv.django
 from mqkv.django import StreamCache
+from places import ON_BROKERS
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -61,7 +62,7 @@ def test_every_method(cache: Any) -> None:
     assert cache.get("c") is None
 
 
-@pytest.mark.parametrize("url", ["memory", pytest.param("amqp", marks=pytest.mark.broker)], indirect=True)
+@pytest.mark.parametrize("url", ["memory", *ON_BROKERS], indirect=True)
 def test_reads_from_memory_do_not_hop_through_a_thread(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.set_many({"text": "text", "mutable": [1]})
 
@@ -85,8 +86,7 @@ def test_reads_from_memory_do_not_hop_through_a_thread(cache: Any, monkeypatch: 
     asyncio.run(work())
 
 
-@pytest.mark.broker
-@pytest.mark.parametrize("url", ["amqp"], indirect=True)
+@pytest.mark.parametrize("url", ON_BROKERS, indirect=True)
 def test_writes_wait_for_the_confirm_without_a_thread_each(cache: Any) -> None:
     cache.set("k", 1)
 

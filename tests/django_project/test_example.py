@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from places import ON_BROKERS
+
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "django_live.py"
 
 
-@pytest.mark.parametrize("url", ["file", pytest.param("amqp", marks=pytest.mark.broker)], indirect=True)
+@pytest.mark.parametrize("url", ["file", *ON_BROKERS], indirect=True)
 def test_a_setting_changes_in_two_workers(url: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment.pop("DJANGO_SETTINGS_MODULE", None)

@@ -20,6 +20,7 @@ import pytest
 from django.core.cache import caches
 
 import mqkv
+from places import ON_BROKERS
 
 TESTS = Path(__file__).parent.parent
 WORKERS = 3
@@ -119,7 +120,7 @@ def in_child(work: Callable[[], object]) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
-@pytest.mark.parametrize("url", ["file", pytest.param("amqp", marks=pytest.mark.broker)], indirect=True)
+@pytest.mark.parametrize("url", ["file", *ON_BROKERS], indirect=True)
 def test_a_plain_fork_as_celery_makes_it(cache: Any) -> None:
     cache.set_many({"k": "parent", "list": [1], "n": 1})
     assert cache.get("list") == [1]

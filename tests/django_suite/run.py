@@ -1,7 +1,8 @@
-"""Runs Django's own cache and session tests against mqkv: ``python tests/django_suite/run.py [memory] [file] [amqp]``.
+"""Runs Django's own cache and session tests against mqkv, as ``run.py [memory] [file] [rabbitmq] [lavinmq]``.
 
-The tests are those of the source distribution of the Django that is installed, which pip fetches. MQKV_TEST_BROKER names a broker
-that runs already; else one is started. What can't apply is in ``SKIPPED``, and in docs/django.md, with the reason.
+The tests are those of the source distribution of the Django that is installed, which pip fetches. MQKV_TEST_BROKER names a
+RabbitMQ that runs already; else one is started. On LavinMQ they run where one is found, as all tests do (``broker.py``). What
+can't apply is in ``SKIPPED``, and in docs/django.md, with the reason.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import django
 from django.conf import settings
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # for the broker of our tests
+sys.path.insert(0, str(HERE.parent))
+
+import broker  # noqa: E402 -- that of our tests
 
 CULLING = "mqkv evicts the oldest write, one at a time, so that the cache holds exactly MAX_ENTRIES; no share of it is culled"
 SKIPPED = {"test_cull": CULLING, "test_zero_cull": CULLING}
@@ -57,12 +60,12 @@ def locations(wanted: list[str]) -> Iterator[dict[str, str]]:
                 found[engine] = f"memory://{uuid.uuid4().hex}"
             elif engine == "file":
                 found[engine] = f"file://{stack.enter_context(tempfile.TemporaryDirectory())}/kv"
-            elif named := os.environ.get("MQKV_TEST_BROKER"):
-                found[engine] = named
+            elif engine == "rabbitmq":
+                named = os.environ.get("MQKV_TEST_BROKER")
+                found[engine] = named or stack.enter_context(broker.private_broker(settle=False)).url
             else:
-                from broker import private_broker
-
-                found[engine] = stack.enter_context(private_broker(settle=False)).url
+                named = broker.find_lavinmq().url
+                found[engine] = named or stack.enter_context(broker.private_lavinmq()).url
         yield found
 
 
@@ -110,7 +113,12 @@ def cases(engine: str, location: str) -> Iterator[type[unittest.TestCase]]:
 def main(wanted: list[str]) -> int:
     from django.test.runner import DiscoverRunner
 
-    with locations(wanted or ["memory", "file", "amqp"]) as places:
+    everywhere = ["memory", "file", "rabbitmq"]
+    if any(broker.find_lavinmq()):
+        everywhere.append("lavinmq")
+    elif not wanted:
+        print(f"LavinMQ: none found, so nothing runs on it. To have it: {broker.HOW_TO_GET_LAVINMQ}")
+    with locations(wanted or everywhere) as places:
         configure(next(iter(places.values())), tests_folder())
         suite = unittest.TestSuite()
         loader = unittest.TestLoader()
