@@ -8,7 +8,7 @@ It knows nothing of databases and streams. Rules:
    killed between commit and store leaves a signal that is too low by a record that nobody was promised.
 3. Words 2 and 3 say until when (monotonic seconds) somebody may be waiting for the signal, or for the lock. While they are past,
    a writer calls no kernel to wake anybody. A killed waiter costs system calls for a minute, nothing else.
-4. Waiting is a futex on Linux. Elsewhere the words are looked at every 5 ms.
+4. Waiting is a futex on Linux; where threads are greenlets, in a native thread. Elsewhere the words are looked at every 5 ms.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import time
 from collections.abc import MutableSequence
 from pathlib import Path
 from typing import cast
+
+from mqkv.streams.file.greenlets import without_holding_up
 
 SIGNAL, TURN, LISTENING, CONTENDED = range(4)
 SIZE = 64
@@ -103,15 +105,18 @@ class Shared:
             while self.words[word] == value and time.monotonic() < deadline:
                 time.sleep(POLL)
             return
+        syscall, address = _syscall, self._address(word)
         limit = _Timespec(int(timeout), int(timeout % 1 * 1e9))
-        _syscall(
-            ctypes.c_long(_FUTEX),
-            ctypes.c_void_p(self._address(word)),
-            _WAIT,
-            ctypes.c_uint32(value & _LOW),
-            ctypes.byref(limit),
-            None,
-            0,
+        without_holding_up(
+            lambda: syscall(
+                ctypes.c_long(_FUTEX),
+                ctypes.c_void_p(address),
+                _WAIT,
+                ctypes.c_uint32(value & _LOW),
+                ctypes.byref(limit),
+                None,
+                0,
+            )
         )
 
     def wake(self, word: int, waiters: int = 0x7FFFFFFF) -> None:
