@@ -177,7 +177,8 @@ class Model:
         if self.settled and record.args.get("change") is not True:
             return Answer(False, done=False)
         self.settled, limit = True, record.args.get("max_entries")
-        self.limit = None if limit is None else int(limit)
+        if limit is not None:
+            self.limit = int(limit) or None
         # Keys of one batch are of one age. Which of them a new limit hits first is not promised, but is the same everywhere: the
         # key that came to be first.
         for entry in sorted(self.entries.values(), key=lambda entry: (entry.revision, entry.born)):

@@ -29,7 +29,7 @@ def logs(draw: st.DrawFn) -> list[tuple[int, Record]]:
             ttl = draw(st.none() | st.integers(1, 200_000))
             record = record._replace(body=str(number).encode(), expires_ms=None if ttl is None else now + ttl)
         if op == "settings":
-            bound = draw(st.sampled_from([None, 2, 3]))
+            bound = draw(st.sampled_from([None, 0, 2, 3]))
             args: dict[str, int | bool] = {"change": draw(st.booleans())} | ({} if bound is None else {"max_entries": bound})
             record = record._replace(args=args)
         if log and draw(st.integers(0, 9)) == 0:
@@ -66,7 +66,7 @@ class Model:
             if expires is None or gone > self.log_time:
                 self.entries.append((record.key, record.body, expires, gone, offset))
         if record.op == "settings" and (not self.settled or record.args.get("change") is True):
-            self.settled, self.bound = True, record.args.get("max_entries")  # type: ignore[assignment]
+            self.settled, self.bound = True, record.args.get("max_entries", self.bound or 0) or None  # type: ignore[assignment]
         if self.bound is not None:
             self.entries = self.entries[-self.bound :]
         return found

@@ -113,7 +113,7 @@ class SharedStream(RuleBasedStateMachine):
 
     # Writers
 
-    @initialize(limit=st.none() | st.integers(1, 4))
+    @initialize(limit=st.none() | st.integers(0, 4))
     def make(self, limit: int | None) -> None:
         self.publish("settings", args={} if limit is None else {"max_entries": limit})
 
@@ -169,7 +169,7 @@ class SharedStream(RuleBasedStateMachine):
     def clear(self, prefix: str, writer: int) -> None:
         self.publish("clear", writer=writer, args={"prefix": prefix} if prefix else {})
 
-    @rule(limit=st.none() | st.integers(1, 4), change=st.booleans())
+    @rule(limit=st.none() | st.integers(0, 4), change=st.booleans())
     def change_settings(self, limit: int | None, change: bool) -> None:
         self.publish("settings", args={"change": change} | ({} if limit is None else {"max_entries": limit}))
 

@@ -59,19 +59,6 @@ def test_max_entries_evicts_the_oldest_writes(memory: str) -> None:
         assert store.items() == [("k3", 3), ("k4", 4), ("k5", 5)] and store.get("k2") is None
 
 
-def test_settings_belong_to_the_keyspace(memory: str, caplog: pytest.LogCaptureFixture) -> None:
-    import logging
-
-    with mqkv.Store(memory, layout="shared", max_entries=3) as store:
-        store.set("k", "v")
-        with mqkv.Store(memory, layout="shared", max_entries=2, logger=logging.getLogger("settings")) as other:
-            for number in range(5):
-                other.set(f"k{number}", number)
-            with pytest.warns(mqkv.SettingsWarning, match="max_entries=3"):
-                assert len(other) == len(store) == 3
-    assert any("at=settings" in record.message and "asked_for=2" in record.message for record in caplog.records)
-
-
 def test_a_preloaded_key_more_than_max_entries_is_let_go(memory: str) -> None:
     with mqkv.Store(memory, max_entries=2) as store:
         for key in "abc":

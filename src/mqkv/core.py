@@ -7,6 +7,7 @@ names, and say what they mean. Nothing here knows streams or messages.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ from mqkv.errors import (
     ValueTooLarge,
     WriteTimeout,
 )
-from mqkv.fold import Cell
+from mqkv.fold import LONGEST_MAKER, Cell
 from mqkv.layout import Keyspace, Options
 from mqkv.layout.base import ASK as ASK
 from mqkv.layout.base import NOTHING
@@ -74,14 +75,15 @@ class Core:
         pack: bool = True,
         logger: logging.Logger | None = None,
         codec: Codec | KeyedCodec = DEFAULT,
-        max_entries: int | None = None,
+        max_entries: float | None = None,
         max_staleness: float | None = None,
         clock: Callable[[], float] = time.time,
+        _maker: str = "store",
     ) -> None:
         self._url = parse_url(url)
         check.positive("read_timeout", read_timeout)
         check.positive("write_timeout", write_timeout)
-        if max_entries is not None:
+        if max_entries is not None and max_entries != math.inf:
             check.positive("max_entries", max_entries, whole=True)
         if max_staleness is not None and max_staleness != 0:
             check.positive("max_staleness", max_staleness)
@@ -93,7 +95,7 @@ class Core:
         self._clock = clock
         self._log = Log(logger)
         self._shared = layout == "shared"
-        options = Options(self._codec, clock, max_entries, max_staleness)
+        options = Options(self._codec, clock, max_entries, max_staleness, _maker[:LONGEST_MAKER])
         self._place = registry.Place(self._url, prefix, layout, name, options, logger)
         self._preloaded: dict[str, None] = {}
         self._unreadable = 0

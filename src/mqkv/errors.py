@@ -112,5 +112,6 @@ class UnreadableValue(Error, ValueError):
     """The value of this key was written by a codec that this store does not have."""
 
 
-class SettingsWarning(UserWarning):
-    """A keyspace was opened with other settings than it was made with. Its own hold, since all processes must fold alike."""
+class ForeignKeyspaceWarning(UserWarning):
+    """A keyspace was opened that another kind of user made: an adapter, a ``StreamDict``, another project. What one clears or
+    evicts is gone for the other, and neither may be able to read the other's values. Give one of them another name or prefix."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from mqkv.operations import OPERATIONS
 from mqkv.record import Record
-from mqkv.state import ID_WINDOW, Cell, Lease, Lock, Outcome, Settings, State
+from mqkv.state import ID_WINDOW, LONGEST_MAKER, Cell, Lease, Lock, Outcome, Settings, State
 
-__all__ = ["ID_WINDOW", "OPERATIONS", "Cell", "Lease", "Lock", "Outcome", "Settings", "State", "fold"]
+__all__ = ["ID_WINDOW", "LONGEST_MAKER", "OPERATIONS", "Cell", "Lease", "Lock", "Outcome", "Settings", "State", "fold"]
 
 
 def fold(state: State, offset: int, record: Record) -> Outcome | None:

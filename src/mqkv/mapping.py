@@ -27,8 +27,8 @@ class StreamDict(MutableMapping[str, Any]):
                 raise TypeError("options go to the store that is passed, not to the StreamDict around it")
             self._store, self._own = place, False
         else:
-            options.setdefault("layout", "shared")
-            self._store, self._own = Store(place, **options), True
+            options = {"layout": "shared", "name": "dict", **options}
+            self._store, self._own = Store(place, _maker="dict", **options), True
 
     @property
     def store(self) -> Store:

@@ -16,7 +16,7 @@ from mqkv import number
 from mqkv.codecs import JSON
 from mqkv.locks import break_lease, lock, renew, unlock
 from mqkv.record import Record
-from mqkv.state import Cell, Outcome, State
+from mqkv.state import LONGEST_MAKER, Cell, Outcome, State
 
 Operation = Callable[[State, int, Record], "Outcome | None"]
 
@@ -148,14 +148,20 @@ def _clear(state: State, offset: int, record: Record) -> Outcome | None:
 
 
 def _settings(state: State, offset: int, record: Record) -> Outcome:
-    """Settings of a new keyspace count only if they are the first; a later change says ``change``."""
-    if state.settled and record.args.get("change") is not True:
+    """Settings of a new keyspace count only if they are the first; a later ``change`` changes what it names, save the maker."""
+    args, change = record.args, record.args.get("change") is True
+    max_entries, maker = args.get("max_entries"), args.get("maker")
+    if state.settled and not change:
         return _NONE
-    max_entries = record.args.get("max_entries")
-    if max_entries is not None and (type(max_entries) is not int or max_entries < 1):
+    if max_entries is not None and (type(max_entries) is not int or max_entries < 0):
         return _NONE
+    settings = state.settings
+    if max_entries is not None:
+        settings = settings._replace(max_entries=max_entries or None)
+    if type(maker) is str and len(maker) <= LONGEST_MAKER and not change:
+        settings = settings._replace(maker=maker)
     state.settled = True
-    state.bound(state.settings._replace(max_entries=max_entries))
+    state.bound(settings)
     return _SYNC
 
 

@@ -12,6 +12,7 @@ from cachetools import FIFOCache
 from mqkv.record import Record
 
 ID_WINDOW = 10_000
+LONGEST_MAKER = 100  #: characters
 _MARGIN_MS = 60_000
 _STALE_EXPIRIES = 1_000  #: expiries of values that are no more, that are kept at least
 
@@ -32,6 +33,7 @@ class Settings(NamedTuple):
 
     max_entries: int | None = None
     id_window: int = ID_WINDOW
+    maker: str | None = None  #: who made the keyspace
 
 
 class Lease(NamedTuple):

@@ -56,7 +56,7 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
         read = options.read(arguments)
         prefix, name = read.store.get("prefix", "mqkv"), read.store["name"]
         codec = PLAIN_CODEC if read.secret is None else signed_codec(read.secret, f"{prefix}.{name}")
-        self._store = Store(read.url, codec=codec, **read.store)
+        self._store = Store(read.url, codec=codec, _maker="dogpile", **read.store)
         self._options = read
         # Nobody is shown the space, so the URL in it may be the one with the password.
         self._locks = Locks(self._store, read.logger, f"{read.url} {prefix}.{name}", read.lock_ttl, read.lock_wait)

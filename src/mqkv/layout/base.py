@@ -43,8 +43,9 @@ class Options(NamedTuple):
 
     codec: BoundCodec
     clock: Callable[[], float]
-    max_entries: int | None
+    max_entries: float | None
     max_staleness: float | None
+    maker: str  #: who opens it; empty: nobody in particular
 
 
 class Unconfirmed:

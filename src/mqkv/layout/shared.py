@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterable, Sequence
 
-from mqkv.errors import Closed, SettingsWarning, StreamMissing
+from mqkv.errors import Closed, Error, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
+from mqkv.layout import settings
 from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, attached, loaded, rebuilt, settled
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
@@ -27,7 +27,7 @@ class SharedKeyspace(Keyspace):
         self.stream = stream
         self._table: Table | None = None
         self._opening = Turn()
-        self._compared = False
+        self._settled: Table | None = None  #: the table whose settings are known, told of, and changed if need be
 
     async def read(self, key: str, deadline: Deadline, *, fresh: bool = False) -> Cell | None:
         table = await self._loaded(deadline)
@@ -55,7 +55,7 @@ class SharedKeyspace(Keyspace):
         while True:
             table: Table | None = None
             try:
-                table = await self._writable(record, deadline, create, confirm)
+                table = await self._writable(deadline, create)
                 return await self.write_to(table, record, deadline, confirm=confirm, shared=True)
             except (StreamMissing, Closed) as error:
                 if self.closed:
@@ -72,7 +72,7 @@ class SharedKeyspace(Keyspace):
         if not records:
             return []
         try:
-            table = await self._writable(records[0], deadline, create, confirm)
+            table = await self._writable(deadline, create)
         except StreamMissing:
             return [None] * len(records)
         places = [(table, record) for record in records]
@@ -118,7 +118,7 @@ class SharedKeyspace(Keyspace):
 
     async def lock_table(self, deadline: Deadline, *, declare: bool = True) -> Table | None:
         table = await self._loaded(deadline)
-        return await loaded(await self._open(deadline), deadline) if table is None and declare else table
+        return await self._writable(deadline, create=True) if declare else table
 
     def tables(self) -> list[Table]:
         return [] if self._table is None else [self._table]
@@ -155,18 +155,22 @@ class SharedKeyspace(Keyspace):
             await rebuilt(table, deadline)
         self.fresh_enough(table)
         self._serve(table)
-        if not self._compared:
-            self._compare_settings(table)
+        if table is not self._settled and table.position >= 0:
+            self._settle(table)
         if self.signal[0] != self.seen:
             self.catch_up()
         return table
 
-    async def _writable(self, record: Record, deadline: Deadline, create: bool, confirm: bool) -> Table:
-        """The table to write to: loaded, if the outcome is asked for. (A record counts once it is folded, and its deadline
-        should not pay for a load.)"""
+    async def _writable(self, deadline: Deadline, create: bool) -> Table:
+        """The table to write to: loaded, since a record counts once it is folded, and its deadline should not pay for a load; and
+        with settings, since these come first."""
         table = await self._open(deadline, declare=create)
-        if confirm and record.op != "set" and not table.tail.ready.done():
+        if not table.tail.ready.done():
             await loaded(table, deadline)
+        if table is not self._settled:
+            if table.position < 0:  # its maker died, or is just about to
+                await self._found(table, deadline)
+            self._settle(table)
         return table
 
     async def _open(self, deadline: Deadline, *, declare: bool = True) -> Table:
@@ -215,11 +219,26 @@ class SharedKeyspace(Keyspace):
     async def _found(self, table: Table, deadline: Deadline) -> None:
         """The first record of a keyspace: its settings. (It also wakes LavinMQ, where the first record of a stream may wake
         nobody.)"""
-        args: dict[str, str | int | bool | float] = {}
-        if self.options.max_entries is not None:
-            args["max_entries"] = self.options.max_entries
-        record = Record("settings", "", args=args, written_ms=int(self.options.clock() * 1000), id=new_id())
-        await settled(table.tail.append(to_message(record, shared=True), deadline.left), deadline, self.stream)
+        message = to_message(settings.founding(self.options), shared=True)
+        await settled(table.tail.append(message, deadline.left), deadline, self.stream)
+
+    def _settle(self, table: Table) -> None:
+        """When a keyspace was opened: tell who made it, and have it kept as this store was told by name to keep it. Once, so that
+        two who were told otherwise do not change it in turns. Nobody waits: records of this process come behind the change."""
+        self._settled = table
+        has = table.state.settings
+        change = settings.change(self.options, has)
+        if change is not None:
+            fields = {"max_entries": change.args["max_entries"], "was": has.max_entries}
+            self.log(logging.WARNING, "settings", stream=self.stream, **fields)
+            try:
+                self.unconfirmed.add(table.tail.append(to_message(change, shared=True), STALL), table, change)
+            except Error as error:
+                self.log(logging.ERROR, "write-failed", op="settings", error=type(error).__name__)
+        ahead = table.state.log_time / 1000 - self.options.clock()
+        if ahead > 60:
+            self.log(logging.WARNING, "clock", stream=self.stream, log_time_ahead=f"{ahead:.0f}s")
+        settings.tell_maker(self.options, has, self.stream, self.log)
 
     def _serve(self, table: Table) -> None:
         """Let cached reads look into the table, while they may."""
@@ -227,18 +246,6 @@ class SharedKeyspace(Keyspace):
         strict = self.options.max_staleness is not None and table.out_of_touch_since is not None
         cells = NOTHING if waiting or strict or table.failed is not None else table.shown
         self.cells = cells
-
-    def _compare_settings(self, table: Table) -> None:
-        """Tell those who opened the keyspace with other settings than it was made with; the keyspace's own hold."""
-        self._compared = True
-        wanted, has = self.options.max_entries, table.state.settings.max_entries
-        if wanted is not None and wanted != has:
-            self.log(logging.WARNING, "settings", stream=self.stream, max_entries=has, asked_for=wanted, reason="set-when-made")
-            told = f"keyspace {self.stream} was made with max_entries={has}, which holds; this store asks for {wanted}"
-            warnings.warn(told, SettingsWarning, stacklevel=6)
-        ahead = table.state.log_time / 1000 - self.options.clock()
-        if ahead > 60:
-            self.log(logging.WARNING, "clock", stream=self.stream, log_time_ahead=f"{ahead:.0f}s")
 
     def _drop(self) -> None:
         table, self._table = self._table, None
