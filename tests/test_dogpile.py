@@ -251,7 +251,7 @@ def test_what_cannot_be_unpickled_is_created_anew(make: Make) -> None:
 def test_what_others_wrote_under_a_key_is_no_value(make: Make, url: str, prefix: str) -> None:
     region = make()
     region.set("k", 1)
-    with mqkv.Store(url, prefix=prefix, layout="shared", name="dogpile") as store:
+    with mqkv.Store(url, prefix=prefix, layout="shared", name="dogpile", _maker="") as store:
         store.set("k", "text")
         store.set("n", 5)
     region.backend.store.sync()
@@ -293,7 +293,7 @@ def test_only_what_was_signed_for_the_key_is_read(make: Make, url: str, prefix: 
     assert make(secret="two").get("k") is NO_VALUE
     assert make().get("k") is NO_VALUE
     meta, _, _ = region.backend.get_serialized("k").partition(b"|")
-    with mqkv.Store(url, prefix=prefix, layout="shared", name="dogpile", codec=Raw()) as store:
+    with mqkv.Store(url, prefix=prefix, layout="shared", name="dogpile", codec=Raw(), _maker="") as store:
         body, content_type = store.get("k")
         bomb = meta + b"|" + pickle.dumps(Bomb())
         changed = body[:-2] + bytes([body[-2] ^ 1]) + body[-1:]
@@ -315,8 +315,8 @@ def test_what_was_signed_for_one_keyspace_is_nothing_in_another(make: Make, url:
     region, other = make(secret="one"), make(secret="one", name="other")
     region.set("k", 1)
     with (
-        mqkv.Store(url, prefix=prefix, layout="shared", name="dogpile", codec=Raw()) as source,
-        mqkv.Store(url, prefix=prefix, layout="shared", name="other", codec=Raw()) as target,
+        mqkv.Store(url, prefix=prefix, layout="shared", name="dogpile", codec=Raw(), _maker="") as source,
+        mqkv.Store(url, prefix=prefix, layout="shared", name="other", codec=Raw(), _maker="") as target,
     ):
         target.set("k", source.get("k"))
     assert other.get("k") is NO_VALUE

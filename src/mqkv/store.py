@@ -28,11 +28,11 @@ class Store(Verbs):
     ``layout="per-key"`` keeps a stream a key (a few thousand long-lived keys, whose history matters); ``layout="shared"`` keeps
     all keys of ``name`` in one stream (any number of keys). ``read_timeout`` bounds, in seconds, how long a read may wait: past
     it the read raises, it never guesses. ``write_timeout`` does the same for writes. With ``confirm=False`` writes return
-    without waiting, and :meth:`flush` waits for all. ``max_entries`` bounds a shared keyspace, for all who open
-    it (the oldest writes are evicted; ``math.inf`` takes a bound away), and in the per-key layout how many keys stay preloaded. ``max_staleness`` is for how many seconds without
-    the broker reads are still answered from memory; None: for ever. ``pack=False`` keeps ``set_many`` and ``delete_many`` of a
-    shared keyspace to plain records, which the Ruby gem reads too, and which are not one step. ``clock`` is the wall clock, for
-    tests.
+    without waiting, and :meth:`flush` waits for all. ``max_entries`` bounds a shared keyspace, for all who open it (the oldest
+    writes are evicted; ``math.inf`` takes a bound away), and in the per-key layout how many keys stay preloaded.
+    ``max_staleness`` is for how many seconds without the broker reads are still answered from memory; None: for ever.
+    ``pack=False`` keeps ``set_many`` and ``delete_many`` of a shared keyspace to plain records, which the Ruby gem reads too,
+    and which are not one step. ``clock`` is the wall clock, for tests.
     """
 
     def _set_up(self) -> None:
