@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import stat
+import subprocess
+import sys
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import mqkv
 import mqkv.django
 from mqkv.django import InvalidCacheOption, StreamCache, cache_url
 from mqkv.django.config import read_location
+from mqkv.django.options import OPTIONS
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("LOCATION", {"LOCATION": "redis://localhost"}, "E001"),
@@ -31,7 +36,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("LOCATION", {"LOCATION": ["amqp://a:sesame@one/%2F", "amqp://b:sesame@two/%2F"]}, "E001"),
     ("OPTIONS", {"OPTIONS": ["name"]}, "E002"),
     ("unknown", {"OPTIONS": {"unknown": 1}}, "E002"),
-    ("CLIENT_CLASS", {"OPTIONS": {"CLIENT_CLASS": "django_redis.client.DefaultClient"}}, "E002"),
+    ("heartbeat", {"OPTIONS": {"heartbeat": 30}}, "E002"),
+    ("PASSWORD", {"OPTIONS": {"PASSWORD": "sesame"}}, "E002"),
+    ("TIMEOUT", {"TIMEOUT": timedelta(seconds=60)}, "E003"),
     ("layout", {"OPTIONS": {"layout": "wide"}}, "E002"),
     ("NAME", {"OPTIONS": {"NAME": ""}}, "E002"),
     ("twice", {"OPTIONS": {"NAME": "a", "name": "b"}}, "E002"),
@@ -119,6 +126,107 @@ def test_an_unsigned_pickle_and_a_name_that_nobody_reads_are_warnings(settings: 
     }
     found = [(message.id, message.msg.split(":")[0]) for message in run_checks(tags=[Tags.caches])]
     assert found == [("mqkv.W001", "CACHES['default']"), ("mqkv.W002", "CACHES['typo']")]
+
+
+def messages() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for message in run_checks(tags=[Tags.caches]):
+        found.setdefault(message.id, []).append(f"{message.msg} {message.hint}")
+    return found
+
+
+def test_all_that_is_wrong_is_told_at_once(settings: Any) -> None:
+    options = {"layout": "wide", "signed": "maybe", "serializer": "xml", "compressor": "zip", "raed_timeout": 1, "prefix": "\n"}
+    entry = {"LOCATION": "redis://localhost", "TIMEOUT": "later", "KEY_PREFIX": 5, "OPTIONS": options}
+    settings.CACHES = {"default": built(entry), "other": built({"OPTIONS": {"name": ""}})}
+    with pytest.raises(InvalidCacheOption) as caught:
+        caches["default"]
+    named = [problem.setting for problem in caught.value.problems]
+    wrong = [f"OPTIONS[{name!r}]" for name in ("layout", "signed", "raed_timeout", "serializer", "compressor")]
+    assert named == ["TIMEOUT", "KEY_PREFIX", *wrong, "LOCATION", "OPTIONS"]
+    assert "Is read_timeout meant?" in str(caught.value) and len(str(caught.value).splitlines()) == len(named)
+    found = messages()
+    assert len(found["mqkv.E001"]) == 1 and len(found["mqkv.E002"]) == 7 and len(found["mqkv.E003"]) == 2
+
+
+def test_what_is_another_caches_is_a_warning_that_says_to_remove_it(settings: Any) -> None:
+    foreign = {
+        "CLIENT_CLASS": "django_redis.client.DefaultClient",
+        "CONNECTION_POOL_KWARGS": {"max_connections": 100},
+        "PICKLE_VERSION": -1,
+        "PARSER_CLASS": "redis.connection._HiredisParser",
+        "db": 1,
+        "pool_class": "redis.BlockingConnectionPool",
+        "ssl_ca_certs": "/etc/ca.pem",
+    }
+    settings.CACHES = {"default": built({"OPTIONS": foreign})}
+    caches["default"].set("k", 1)
+    assert caches["default"].get("k") == 1
+    found = messages()
+    assert list(found) == ["mqkv.W005"] and len(found["mqkv.W005"]) == len(foreign)
+    for name, text in zip(foreign, found["mqkv.W005"], strict=True):
+        assert name in text and "Remove it" in text
+    assert "?cafile=" in found["mqkv.W005"][-1]
+
+
+def test_names_of_other_caches_for_what_is_here_too(settings: Any) -> None:
+    settings.CACHES = {"default": built({"OPTIONS": {"COMPRESSOR": "zlib", "COMPRESS_MIN_LENGTH": 10}})}
+    assert caches["default"]._shared.config.compress_over == 10 and messages() == {}
+    settings.CACHES = {"default": built({"OPTIONS": {"COMPRESS_MIN_LENGTH": 10, "compress_over": 5}})}
+    assert "twice" in messages()["mqkv.E002"][0]
+    settings.CACHES = {"default": built({"OPTIONS": {"COMPRESSOR": "django_redis.compressors.zlib.ZlibCompressor"}})}
+    assert "Give 'zlib'" in messages()["mqkv.E002"][0]
+
+
+def test_what_stands_in_the_url_is_sent_there(settings: Any) -> None:
+    options = {"heartbeat": 30, "cafile": "/etc/ca.pem", "PASSWORD": "sesame"}
+    settings.CACHES = {"default": built({"OPTIONS": options})}
+    told = messages()["mqkv.E002"]
+    assert "?heartbeat=" in told[0] and "?cafile=" in told[1] and "amqp://user:password@host" in told[2]
+    assert all("LOCATION" in text for text in told) and "sesame" not in str(told)
+
+
+def in_a_project(folder: Path, arguments: list[str], **entry: Any) -> subprocess.CompletedProcess[str]:
+    """A project of its own, in which nothing but CACHES names mqkv."""
+    (folder / "shop_settings.py").write_text(f"""
+SECRET_KEY = "x" * 50
+INSTALLED_APPS = ["django.contrib.contenttypes"]
+ROOT_URLCONF = "shop_settings"
+urlpatterns = []
+CACHES = {{"default": {entry!r}}}
+""")
+    paths = [str(folder), str(Path(mqkv.__file__).parent.parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "DJANGO_SETTINGS_MODULE": "shop_settings"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("tags", [[], ["--tag", "caches"]])
+def test_a_broken_cache_is_found_where_the_app_is_not_installed(tmp_path: Path, tags: list[str]) -> None:
+    options = {"layout": "wide", "unknown": 1, "CLIENT_CLASS": "x"}
+    check = ["-m", "django", "check", *tags]
+    done = in_a_project(tmp_path, check, BACKEND="mqkv.django.StreamCache", LOCATION="memory://", OPTIONS=options)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("mqkv.E002") == 2 and done.stderr.count("mqkv.W005") == 1 and "3 issues" in done.stderr
+    done = in_a_project(tmp_path, check, BACKEND="mqkv.django.StreamCache", LOCATION="memory://", OPTIONS={"signed": False})
+    assert done.returncode == 0 and done.stderr.count("mqkv.W001") == 1
+
+
+def test_deploy_checks_run_where_the_app_is_not_installed(tmp_path: Path) -> None:
+    entry = {"BACKEND": "mqkv.django.StreamCache", "LOCATION": "amqp://guest:guest@broker.example/%2F"}
+    done = in_a_project(tmp_path, ["-m", "django", "check", "--deploy", "--tag", "caches"], **entry)
+    assert done.stderr.count("mqkv.W003") == 1 and done.stderr.count("mqkv.W004") == 1
+    done = in_a_project(tmp_path, ["-m", "django", "check", "--tag", "urls"], **entry, OPTIONS={"unknown": 1})
+    assert done.returncode == 0, "these checks were not asked for"
+
+
+def test_a_hint_names_a_page_that_a_user_can_open(tmp_path: Path, settings: Any) -> None:
+    settings.CACHES = {"default": built({"OPTIONS": {"unknown": 1}})}
+    (told,) = messages()["mqkv.E002"]
+    command = told[told.index("python -m ") :].split()[1:]
+    shown = in_a_project(tmp_path, command)
+    page = shown.stdout.lower()
+    assert shown.returncode == 0 and [name for name in OPTIONS if f"    {name} " not in page] == []
 
 
 def test_deploy_checks(settings: Any) -> None:

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 from django.core.cache import CacheKeyWarning, InvalidCacheKey, caches
 from django.test import Client
@@ -138,6 +140,49 @@ def test_a_broker_that_answers_nothing(settings: Any) -> None:
             assert cache.get("k", 1) == 1 and not cache.set("k", 2) and cache.get_many(["k"]) == {}
         assert time.monotonic() - begun < 5
         mqkv.django.close_stores()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A place that takes connections, and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"amqp://guest:guest@127.0.0.1:{listener.getsockname()[1]}/%2F"
+        mqkv.django.close_stores()
+
+
+@pytest.mark.parametrize("work", ["get", "set", "aset"])
+def test_by_default_a_call_waits_for_two_or_three_seconds_in_all(settings: Any, silent: str, work: str) -> None:
+    settings.CACHES = {"default": {"BACKEND": "mqkv.django.StreamCache", "LOCATION": silent}}
+    cache = caches["default"]
+    calls: dict[str, Callable[[], object]] = {
+        "get": lambda: cache.get("k"),
+        "set": lambda: cache.set("k", 1),
+        "aset": lambda: asyncio.run(cache.aset("k", 1)),
+    }
+    begun = time.monotonic()
+    with pytest.raises(OSError):
+        calls[work]()
+    assert time.monotonic() - begun < 3
+
+
+@pytest.mark.slow
+def test_by_default_a_broker_that_falls_silent_costs_no_more(settings: Any, own_broker: Any) -> None:
+    settings.CACHES = {"default": {"BACKEND": "mqkv.django.StreamCache", "LOCATION": own_broker.url}}
+    cache = caches["default"]
+    cache.set("k", 1)
+    own_broker.stop()
+    while psutil.Process(own_broker.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    try:
+        for work in (lambda: cache.set("k", 2), lambda: cache.incr("k"), lambda: asyncio.run(cache.aset("k", 1))):
+            begun = time.monotonic()
+            with pytest.raises(OSError):
+                work()
+            assert time.monotonic() - begun < 3
+    finally:
+        own_broker.cont()
 
 
 def test_health(cache: Any) -> None:

@@ -1,4 +1,4 @@
-"""``INSTALLED_APPS += ["mqkv.django"]``: system checks of the caches. The backend works without."""
+"""``INSTALLED_APPS += ["mqkv.django"]`` is possible, and not needed: the checks of caches run without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,3 @@ class MqkvConfig(AppConfig):  # type: ignore[misc]
     name = "mqkv.django"
     label = "mqkv"
     verbose_name = "mqkv"
-
-    def ready(self) -> None:
-        # Registered by being imported, as Django's own are.
-        from mqkv.django import checks  # noqa: F401

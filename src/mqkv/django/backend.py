@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NoReturn
@@ -14,12 +13,14 @@ from django.core.cache import caches
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache, InvalidCacheKey, default_key_func
 
 import mqkv
+from mqkv.django import run
 from mqkv.django.aio import AsyncMethods
 from mqkv.django.batches import batches, log_too_large
-from mqkv.django.config import check_params, find_aliases, import_option, read_options, store_config
+from mqkv.django.config import examine_params, find_aliases, import_option, read_location, store_config
 from mqkv.django.errors import InvalidCacheOption
+from mqkv.django.options import examine_options
 from mqkv.django.redis import RedisMethods
-from mqkv.django.stores import Shared, shared
+from mqkv.django.stores import Shared, shared, try_out
 
 logger = logging.getLogger("mqkv.django")
 
@@ -52,22 +53,33 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         try:
             self._configure(location, params)
         except InvalidCacheOption as error:
-            if not _asked_by_checks():
+            if not run.will_tell():
                 raise
-            # Django's own checks build every cache. Ours tell what is wrong with this one, if they get to.
+            # Django's own checks build every cache; an error would end them, before ours tell what is wrong.
             super().__init__({})
             self._broken = error
 
     def _configure(self, location: Any, params: Mapping[str, Any]) -> None:
-        check_params(params)
-        options = read_options(params)
-        super().__init__({**params, "OPTIONS": params.get("OPTIONS") or {}})
+        reading = examine_options(params)
+        problems = examine_params(params)
+        problems += reading.problems
+        options = reading.options
         self._location, self._options = location, options
         self._ignore = options.get("ignore_exceptions", False)
         self._log_ignored = options.get("log_ignored_exceptions", True)
         self._reverse_key = params.get("REVERSE_KEY_FUNCTION", options.get("reverse_key_function"))
         if self._reverse_key is not None and not callable(self._reverse_key):
-            self._reverse_key = import_option("REVERSE_KEY_FUNCTION", self._reverse_key)
+            with problems.gathered():
+                self._reverse_key = import_option("REVERSE_KEY_FUNCTION", self._reverse_key)
+        somewhere: Any = "memory://"
+        with problems.gathered():
+            read_location(location)
+            somewhere = location
+        if problems:
+            with problems.gathered():  # what else is there to say
+                try_out(store_config(somewhere, options, "default", None))
+            problems.tell()
+        super().__init__({**params, "OPTIONS": params.get("OPTIONS") or {}})
         self._top_max_entries = int(params["max_entries"]) if "max_entries" in params else None
         self._aliases = find_aliases(type(self), location, params)
         if len(self._aliases) > 1 and "name" not in options:
@@ -301,15 +313,3 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
 
     def close(self, **kwargs: Any) -> None:
         """Nothing: a request has ended, not the process. See :func:`mqkv.django.close_stores`."""
-
-
-def _asked_by_checks() -> bool:
-    """Whether one of Django's own checks of caches is building this one: an error would end all checks, ours too."""
-    frame = sys._getframe(2)
-    for _ in range(12):
-        if frame.f_globals.get("__name__") == "django.core.checks.caches":
-            return True
-        if frame.f_back is None:
-            return False
-        frame = frame.f_back
-    return False

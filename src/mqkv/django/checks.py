@@ -1,4 +1,4 @@
-"""System checks of the caches that are mqkv's, under ``Tags.caches``.
+"""System checks of the caches that are mqkv's, under ``Tags.caches``. They run wherever the backend is named in CACHES.
 
 =========  =========================================================================================
 mqkv.E001  a LOCATION that no store can be at
@@ -8,12 +8,13 @@ mqkv.W001  pickled values that are not signed: whoever may publish to the broker
 mqkv.W002  an entry has a name that nobody reads
 mqkv.W003  (deploy) the user guest on a broker that is not on this machine
 mqkv.W004  (deploy) amqp:// without TLS to a broker that is not on this machine
+mqkv.W005  an OPTION of a Redis cache, without a meaning here
 =========  =========================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,8 +23,10 @@ from django.core import checks
 from django.utils.module_loading import import_string
 
 from mqkv.django.backend import StreamCache
-from mqkv.django.config import TOP_LEVEL, read_location, read_options
-from mqkv.django.errors import InvalidCacheOption
+from mqkv.django.config import TOP_LEVEL, read_location
+from mqkv.django.errors import InvalidCacheOption, Problem
+from mqkv.django.options import examine_options
+from mqkv.django.run import register
 
 _HERE = {"localhost", "127.0.0.1", "::1"}
 
@@ -42,34 +45,40 @@ def _params(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entry.items() if name not in ("BACKEND", "LOCATION")}
 
 
-@checks.register(checks.Tags.caches)  # type: ignore[untyped-decorator]
+@register()
 def check_entries(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
     """Each entry can be built, and is safe."""
     found: list[checks.CheckMessage] = []
     for alias, backend, entry in _ours():
-        subject = f"CACHES[{alias!r}]"
-        try:
-            built = backend(entry.get("LOCATION", ""), _params(entry))
-            broken = built._broken
-        except InvalidCacheOption as error:
-            broken = error
-        if broken is not None:
-            kind = "E001" if broken.setting == "LOCATION" else "E002" if broken.setting.startswith("OPTIONS") else "E003"
-            found.append(checks.Error(f"{subject}: {broken.setting}: {broken.problem}.", hint=broken.hint, id=f"mqkv.{kind}"))
-            continue
-        options = read_options(_params(entry))
+        params = _params(entry)
+        for each in _problems(backend, entry.get("LOCATION", ""), params):
+            number = "E001" if each.setting == "LOCATION" else "E002" if each.setting.startswith("OPTIONS") else "E003"
+            text = f"CACHES[{alias!r}]: {each.setting}: {each.problem}."
+            found.append(checks.Error(text, hint=each.hint, id=f"mqkv.{number}"))
+        reading = examine_options(params)
+        options = reading.options
         if not options.get("signed", True) and options.get("serializer", "pickle") not in ("json", "msgpack"):
             problem = "values are not signed, nor JSON or msgpack: whoever may publish to the broker can run code here."
             hint = "Remove OPTIONS['signed'], or set OPTIONS['serializer'] to 'json' or 'msgpack'."
-            found.append(checks.Warning(f"{subject}: {problem}", hint=hint, id="mqkv.W001"))
-        unknown = sorted(str(name) for name in _params(entry) if name not in TOP_LEVEL)
+            found.append(_warning(alias, "W001", problem, hint))
+        unknown = sorted(str(name) for name in params if name not in TOP_LEVEL)
         if unknown:
             hint = "Names are spelt in capitals; what is mqkv's goes into OPTIONS."
-            found.append(checks.Warning(f"{subject}: nobody reads {', '.join(unknown)}.", hint=hint, id="mqkv.W002"))
+            found.append(_warning(alias, "W002", f"nobody reads {', '.join(unknown)}.", hint))
+        for each in reading.foreign:
+            found.append(_warning(alias, "W005", f"{each.setting}: {each.problem}.", each.hint))
     return found
 
 
-@checks.register(checks.Tags.caches, deploy=True)  # type: ignore[untyped-decorator]
+def _problems(backend: type[StreamCache], location: Any, params: dict[str, Any]) -> Sequence[Problem]:
+    try:
+        broken = backend(location, params)._broken
+    except InvalidCacheOption as error:
+        broken = error
+    return () if broken is None else broken.problems
+
+
+@register(deploy=True)
 def check_brokers(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
     """Brokers on other machines are not spoken to in the clear, nor as guest."""
     found: list[checks.CheckMessage] = []

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from django.core.cache import caches
 from django.utils.module_loading import import_string
 
 import mqkv
-from mqkv.django.errors import InvalidCacheOption
+from mqkv.django.errors import PAGE, InvalidCacheOption, Problem, Problems
+from mqkv.django.options import count
 
 #: What stands between the URLs of one LOCATION.
 _BETWEEN = re.compile(r"\s*[;,]\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
@@ -29,6 +29,19 @@ TOP_LEVEL = {"TIMEOUT", "KEY_PREFIX", "VERSION", "KEY_FUNCTION", "REVERSE_KEY_FU
     "max_entries",
     "cull_frequency",
 }
+
+#: What a project that was moved here may still name, and who does the same.
+_OURS = {
+    "django_redis.serializers.pickle.PickleSerializer": "pickle",
+    "django_redis.serializers.json.JSONSerializer": "json",
+    "django_redis.serializers.msgpack.MSGPackSerializer": "msgpack",
+    "django_redis.compressors.zlib.ZlibCompressor": "zlib",
+    "django_redis.compressors.gzip.GzipCompressor": "zlib",
+    "django_redis.compressors.lzma.LzmaCompressor": "lzma",
+}
+
+#: Seconds that a call waits at most: a request of a user who waits, too.
+WEB_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,116 +60,28 @@ class StoreConfig:
     store_options: tuple[tuple[str, Any], ...]
 
 
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    # Packages that read settings from the environment pass text.
-    if isinstance(value, str) and value.lower() in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-        return value.lower() in ("true", "1", "yes", "on")
-    raise ValueError("is not True or False")
-
-
-def _positive(value: Any) -> float:
-    number = float(value) if isinstance(value, str) else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
-        raise ValueError("is not a positive number")
-    return number
-
-
-def _count(value: Any, least: int = 1) -> int:
-    number = int(value) if isinstance(value, str) else value
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise ValueError(f"is not a whole number of {least} or more")
-    return number
-
-
-def _seconds_or_none(value: Any) -> float | None:
-    return None if value is None or value == "" else _positive(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("is not a str, or empty")
-    return value
-
-
-def _layout(value: Any) -> str:
-    if value not in ("shared", "per-key"):
-        raise ValueError("is not 'shared' or 'per-key'")
-    return str(value)
-
-
-def _given(value: Any) -> Any:
-    return value
-
-
-#: Every option: how its value is read. Names are taken in either case.
-OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "name": _text,
-    "prefix": _text,
-    "layout": _layout,
-    "read_timeout": _positive,
-    "write_timeout": _positive,
-    "socket_timeout": _seconds_or_none,
-    "socket_connect_timeout": _seconds_or_none,
-    "confirm": _boolean,
-    "max_entries": lambda value: None if value is None else _count(value),
-    "cull_frequency": lambda value: _count(value, least=0),
-    "max_staleness": lambda value: 0 if value in (0, "0") else _seconds_or_none(value),
-    "serializer": _given,
-    "compressor": _given,
-    "compress_over": lambda value: _count(value, least=0),
-    "max_decompressed": _count,
-    "signed": _boolean,
-    "ignore_exceptions": _boolean,
-    "log_ignored_exceptions": _boolean,
-    "reverse_key_function": _given,
-}
-
-
-def read_options(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The OPTIONS, by their names in lower case, each checked."""
-    raw = params.get("OPTIONS", {})
-    if raw is None:
-        raw = {}
-    if not isinstance(raw, Mapping):
-        raise InvalidCacheOption("OPTIONS", f"it is a {type(raw).__name__}", "Give a dict.")
-    options: dict[str, Any] = {}
-    for name, value in raw.items():
-        low = str(name).lower()
-        read = OPTIONS.get(low)
-        if read is None:
-            raise InvalidCacheOption(f"OPTIONS[{name!r}]", "there is no such option", f"Known: {', '.join(sorted(OPTIONS))}.")
-        if low in options:
-            raise InvalidCacheOption(f"OPTIONS[{name!r}]", "it is given twice, in two spellings", "Keep one of them.")
-        try:
-            options[low] = read(value)
-        except (ValueError, TypeError) as error:
-            why = error if str(error).startswith("is ") else "is not a number"
-            raise InvalidCacheOption(f"OPTIONS[{name!r}]", f"its value {why}", "See docs/django.md for what it takes.") from None
-    return options
-
-
-def check_params(params: Mapping[str, Any]) -> None:
+def examine_params(params: Mapping[str, Any]) -> Problems:
     """What Django would take in silence, and replace by a default of its own."""
+    problems = Problems()
     timeout = params.get("timeout", params.get("TIMEOUT", 300))
     if timeout is not None and not _is_whole(timeout):
-        raise InvalidCacheOption(
-            "TIMEOUT", "it is not a number of seconds", "Give a number, or None for values that never expire."
-        )
+        hint = "Give a number (of a timedelta, its total_seconds()), or None for values that never expire."
+        problems.append(Problem("TIMEOUT", "it is not a number of seconds", hint))
     if not isinstance(params.get("KEY_PREFIX", ""), str):
-        raise InvalidCacheOption("KEY_PREFIX", "it is not a str", "Give a str, or leave it out.")
+        problems.append(Problem("KEY_PREFIX", "it is not a str", "Give a str, or leave it out."))
     if not _is_whole(params.get("VERSION", 1)) or isinstance(params.get("VERSION", 1), float):
-        raise InvalidCacheOption("VERSION", "it is not a whole number", "Give a number, or leave it out for 1.")
+        problems.append(Problem("VERSION", "it is not a whole number", "Give a number, or leave it out for 1."))
     if "max_entries" in params:
         try:
-            _count(params["max_entries"])
+            count(params["max_entries"])
         except (ValueError, TypeError):
-            raise InvalidCacheOption("max_entries", "it is not a whole number of 1 or more", "Give a number.") from None
+            problems.append(Problem("max_entries", "it is not a whole number of 1 or more", "Give a number."))
     for name in ("KEY_FUNCTION", "REVERSE_KEY_FUNCTION"):
         function = params.get(name)
         if function is not None and not callable(function):
-            import_option(name, function)
+            with problems.gathered():
+                import_option(name, function)
+    return problems
 
 
 def _is_whole(value: Any) -> bool:
@@ -174,9 +99,9 @@ def import_option(setting: str, path: Any) -> Any:
     try:
         return import_string(path)
     except ImportError as error:
-        raise InvalidCacheOption(
-            setting, f"{path!r} can't be imported ({error})", "Give a dotted path: 'package.module.Name'."
-        ) from error
+        ours = _OURS.get(path)
+        hint = f"Give {ours!r}: it needs no django-redis." if ours else "Give a dotted path: 'package.module.Name'."
+        raise InvalidCacheOption(setting, f"{path!r} can't be imported ({error})", hint) from error
 
 
 def read_location(location: Any) -> str:
@@ -246,10 +171,11 @@ def read_secrets() -> tuple[bytes, ...]:
 def store_config(location: Any, options: Mapping[str, Any], alias: str, max_entries: int | None) -> StoreConfig:
     """What the store of a cache is made from."""
     url = read_location(location)
-    connect = options.get("socket_connect_timeout")
-    if connect is not None and url.startswith("amqp") and "connect_timeout=" not in url:
+    if url.startswith("amqp") and "connect_timeout=" not in url:
+        connect = options.get("socket_connect_timeout") or WEB_TIMEOUT
         url += f"{'&' if '?' in url else '?'}connect_timeout={connect:g}"
     chosen: dict[str, Any] = {"max_entries": options.get("max_entries", max_entries)}
+    chosen["read_timeout"] = chosen["write_timeout"] = WEB_TIMEOUT
     if options.get("socket_timeout") is not None:
         chosen["read_timeout"] = chosen["write_timeout"] = options["socket_timeout"]
     for name in ("read_timeout", "write_timeout", "confirm", "max_staleness"):
@@ -292,4 +218,5 @@ def _hashable(value: Any) -> Any:
 def error_of(error: mqkv.Error, setting: str = "OPTIONS") -> InvalidCacheOption:
     """What the store says of an option, as an error of configuration."""
     where = "LOCATION" if isinstance(error, mqkv.InvalidURL) else setting
-    return InvalidCacheOption(where, str(error), "See docs/django.md.")
+    hint = "Give a URL: amqp://user:password@host/vhost." if where == "LOCATION" else "Give another."
+    return InvalidCacheOption(where, str(error), f"{hint} What there is: {PAGE}")

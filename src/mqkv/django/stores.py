@@ -19,7 +19,7 @@ import mqkv
 from mqkv.django.codec import SignedCodec
 from mqkv.django.compressors import COMPRESSORS
 from mqkv.django.config import Same, StoreConfig, error_of, import_option
-from mqkv.django.errors import InvalidCacheOption
+from mqkv.django.errors import InvalidCacheOption, Problems
 from mqkv.django.serializers import SERIALIZERS
 
 logger = logging.getLogger("mqkv.django")
@@ -36,23 +36,8 @@ class Shared:
         self.config = config
         self.codec = _codec(config)
         self._paused_until: float | None = None  #: by time.monotonic; None while all is well
-        self.store: mqkv.Store = self._open(mqkv.Store)
+        self.store: mqkv.Store = _open(mqkv.Store, config, config.url, self.codec)
         self._async_store: mqkv.AsyncStore | None = None
-
-    def _open(self, kind: Any) -> Any:
-        config = self.config
-        try:
-            return kind(
-                config.url,
-                prefix=config.prefix,
-                name=config.name,
-                layout=config.layout,
-                codec=self.codec,
-                logger=logger,
-                **dict(config.store_options),
-            )
-        except mqkv.Error as error:
-            raise error_of(error) from error
 
     @property
     def async_store(self) -> mqkv.AsyncStore:
@@ -60,7 +45,7 @@ class Shared:
         if self._async_store is None:
             with _lock:
                 if self._async_store is None:
-                    self._async_store = self._open(mqkv.AsyncStore)
+                    self._async_store = _open(mqkv.AsyncStore, self.config, self.config.url, self.codec)
         return self._async_store
 
     def resting(self) -> bool:
@@ -104,8 +89,26 @@ def shared(config: StoreConfig) -> Shared:
         with _lock:
             found = _shared.get(config)
             if found is None:
-                found = _shared[config] = Shared(config)
+                try:
+                    found = _shared[config] = Shared(config)
+                except InvalidCacheOption:
+                    try_out(config)  # there may be more
+                    raise
     return found
+
+
+def try_out(config: StoreConfig) -> None:
+    """Find all that is wrong with a configuration: :class:`InvalidCacheOption` tells it."""
+    problems = Problems()
+    with problems.gathered():
+        _codec(config)
+    for url in (config.url, "memory://"):  # what is wrong with the URL hides the rest
+        found = len(problems)
+        with problems.gathered():
+            _open(mqkv.Store, config, url, mqkv.DefaultCodec()).close()
+        if len(problems) == found or problems[-1].setting != "LOCATION":
+            break
+    problems.tell()
 
 
 def close_stores() -> None:
@@ -126,16 +129,35 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _codec(config: StoreConfig) -> SignedCodec:
-    serializer, label, ours = _made(config.serializer, SERIALIZERS, "OPTIONS['serializer']", ("dumps", "loads"))
-    compressor = compressor_label = None
-    if config.compressor is not None:
-        compressor, compressor_label, _ = _made(
-            config.compressor, COMPRESSORS, "OPTIONS['compressor']", ("compress", "decompress")
+def _open(kind: Any, config: StoreConfig, url: str, codec: Any) -> Any:
+    try:
+        return kind(
+            url,
+            prefix=config.prefix,
+            name=config.name,
+            layout=config.layout,
+            codec=codec,
+            logger=logger,
+            **dict(config.store_options),
         )
-        if not config.secrets and len(inspect.signature(compressor.decompress).parameters) < 2:
-            hint = "Give it a second parameter max_length, or leave values signed."
-            raise InvalidCacheOption("OPTIONS['compressor']", "its decompress has no bound, and values are not signed", hint)
+    except mqkv.Error as error:
+        raise error_of(error) from error
+
+
+def _codec(config: StoreConfig) -> SignedCodec:
+    problems = Problems()
+    serializer: Any = None
+    label, ours, compressor, compressor_label = "", False, None, ""
+    with problems.gathered():
+        serializer, label, ours = _made(config.serializer, SERIALIZERS, "OPTIONS['serializer']", ("dumps", "loads"))
+    with problems.gathered():
+        if config.compressor is not None:
+            methods = ("compress", "decompress")
+            compressor, compressor_label, _ = _made(config.compressor, COMPRESSORS, "OPTIONS['compressor']", methods)
+    problems.tell()
+    if compressor is not None and not config.secrets and len(inspect.signature(compressor.decompress).parameters) < 2:
+        hint = "Give it a second parameter max_length, or leave values signed."
+        raise InvalidCacheOption("OPTIONS['compressor']", "its decompress has no bound, and values are not signed", hint)
     return SignedCodec(
         serializer,
         label,
@@ -143,7 +165,7 @@ def _codec(config: StoreConfig) -> SignedCodec:
         secrets=config.secrets,
         context=f"{config.prefix}.{config.name}",
         compressor=compressor,
-        compressor_label=compressor_label or "",
+        compressor_label=compressor_label,
         compress_over=config.compress_over,
         max_length=config.max_decompressed,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from mqkv.django.config import OPTIONS, read_options
 from mqkv.django.errors import InvalidCacheOption
+from mqkv.django.options import ALIASES, OPTIONS, read_options
 
 _TOP = {"timeout": "TIMEOUT", "key_prefix": "KEY_PREFIX", "version": "VERSION", "key_function": "KEY_FUNCTION"}
 
@@ -26,7 +26,7 @@ def cache_url(url: str) -> dict[str, Any]:
         low = name.lower()
         if low in _TOP:
             entry[_TOP[low]] = _read(low, value)
-        elif low in OPTIONS:
+        elif ALIASES.get(low, low) in OPTIONS:
             options[low] = value
         else:
             kept.append((name, value))
