@@ -19,14 +19,31 @@ class Entry:
     revision: int
     expires: int | None
     written: int | None
+    ends: int | None = None  #: the tick by which it is gone for everybody
     order: int = 0  #: when it was written, among all writes
     born: int = 0  #: when its key came to be
 
-    def gone(self, time: int) -> bool:
-        if self.expires is None:
-            return False
-        tenth = 0 if self.written is None else (self.expires - self.written) // 10
-        return time >= self.expires + max(60_000, tenth)
+
+@dataclass
+class SlowClock:
+    """The log clock, from all that was told since its last tick."""
+
+    ticks: int = 0
+    told: list[tuple[str, int]] = field(default_factory=list)
+
+    def hear(self, record: Record) -> None:
+        if record.id is None or record.written_ms is None:
+            return
+        self.told.append((record.id[:16], record.written_ms))
+        begun: dict[str, int] = {}
+        grown: list[str] = []
+        for writer, time in self.told:
+            if writer not in begun or time < begun[writer] - 60_000:
+                begun[writer] = time
+            elif time - begun[writer] >= 60_000:
+                grown.append(writer)
+        if len(set(grown)) > 1 or len(grown) > 100:
+            self.ticks, self.told = self.ticks + 1, self.told[-1:]
 
 
 class Answer(NamedTuple):
@@ -53,7 +70,7 @@ class Model:
     entries: dict[str, Entry] = field(default_factory=dict)
     locks: dict[str, Held] = field(default_factory=dict)
     granted: list[tuple[str, str, int]] = field(default_factory=list)  #: lock, owner, token, in the order of the grants
-    log_time: int = 0
+    clock: SlowClock = field(default_factory=SlowClock)
     limit: int | None = None
     settled: bool = False
     seen: set[str] = field(default_factory=set)
@@ -64,14 +81,14 @@ class Model:
             if record.id in self.seen:
                 return None
             self.seen.add(record.id)
-        self.log_time = max(self.log_time, record.written_ms or 0)
+        self.clock.hear(record)
         self._drop()
         answer: Answer | None = getattr(self, "_" + record.op)(offset, record)
         self._evict()
         return answer
 
     def _drop(self) -> None:
-        self.entries = {key: entry for key, entry in self.entries.items() if not entry.gone(self.log_time)}
+        self.entries = {key: entry for key, entry in self.entries.items() if entry.ends is None or entry.ends > self.clock.ticks}
 
     def _evict(self) -> None:
         while self.limit is not None and len(self.entries) > self.limit:
@@ -79,18 +96,21 @@ class Model:
 
     def _alive(self, key: str, record: Record) -> Entry | None:
         entry = self.entries.get(key)
-        now = self.log_time if record.written_ms is None else record.written_ms
-        return None if entry is None or (entry.expires is not None and now >= entry.expires) else entry
+        if entry is None or entry.expires is None or record.written_ms is None:
+            return entry
+        return None if record.written_ms >= entry.expires else entry
 
-    def _write(self, key: str, entry: Entry) -> None:
+    def _write(self, key: str, entry: Entry, before: Entry | None = None) -> None:
         self.writes += 1
         entry.order = self.writes
         entry.born = self.entries[key].born if key in self.entries else self.writes
-        if not entry.gone(self.log_time):
-            self.entries[key] = entry
-            self._evict()
-        else:
-            self.entries.pop(key, None)
+        if before is not None:  # another value, and the same length of life
+            entry.ends = before.ends
+        elif entry.expires is not None and entry.written is not None:
+            ttl = max(entry.expires - entry.written, 0)
+            entry.ends = self.clock.ticks + 1 + math.ceil((ttl + max(60_000, ttl // 10)) / 60_000)
+        self.entries[key] = entry
+        self._evict()
 
     def _set(self, offset: int, record: Record) -> Answer:
         found = self._alive(record.key, record) is not None
@@ -137,7 +157,7 @@ class Model:
         if not -(2**63) <= total < 2**63 if isinstance(total, int) else not math.isfinite(total):
             return Answer(entry is not None, done=False, refused=True)
         body = json.dumps(total).encode()
-        self._write(record.key, Entry(body, "application/json", offset, expires, record.written_ms))
+        self._write(record.key, Entry(body, "application/json", offset, expires, record.written_ms), entry)
         return Answer(entry is not None, body=body)
 
     def _touch(self, offset: int, record: Record) -> Answer:

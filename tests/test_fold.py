@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fold_model import SlowClock
 from mqkv.fold import OPERATIONS, Settings, State, fold
 from mqkv.record import Record
 
@@ -22,9 +24,11 @@ def logs(draw: st.DrawFn) -> list[tuple[int, Record]]:
     for number in range(draw(st.integers(0, 40))):
         offset += draw(st.integers(1, 3))
         true_ms += draw(st.integers(0, 60_000))
-        now = true_ms + draw(st.sampled_from(skews))
+        writer = draw(st.integers(0, len(skews) - 1))
+        now = true_ms + skews[writer]
         op = draw(st.sampled_from(["set", "set", "set", "delete", "clear", "sync", "settings", "unheard-of"]))
-        record = Record(op, draw(st.sampled_from(KEYS)) if op in ("set", "delete") else "", written_ms=now, id=f"id{number}")
+        id = f"{writer:016x}{number:x}"
+        record = Record(op, draw(st.sampled_from(KEYS)) if op in ("set", "delete") else "", written_ms=now, id=id)
         if op == "set":
             ttl = draw(st.none() | st.integers(1, 200_000))
             record = record._replace(body=str(number).encode(), expires_ms=None if ttl is None else now + ttl)
@@ -42,8 +46,8 @@ def logs(draw: st.DrawFn) -> list[tuple[int, Record]]:
 class Model:
     """The same semantics, written naively: a list in the order of writes, everything looked at each time."""
 
-    entries: list[tuple[str, bytes, int | None, int, int]] = field(default_factory=list)  # key, body, expiry, gone at, revision
-    log_time: int = 0
+    entries: list[tuple[str, bytes, int | None, int, int]] = field(default_factory=list)  # key, body, expiry, ends, revision
+    clock: SlowClock = field(default_factory=SlowClock)
     bound: int | None = None
     settled: bool = False
     seen: set[str] = field(default_factory=set)
@@ -53,8 +57,8 @@ class Model:
             return None
         assert record.id is not None and record.written_ms is not None
         self.seen.add(record.id)
-        self.log_time = max(self.log_time, record.written_ms)
-        self.entries = [entry for entry in self.entries if not (entry[2] is not None and entry[3] <= self.log_time)]
+        self.clock.hear(record)
+        self.entries = [entry for entry in self.entries if entry[2] is None or entry[3] > self.clock.ticks]
         found = any(e[0] == record.key and (e[2] is None or record.written_ms < e[2]) for e in self.entries)
         if record.op in ("set", "delete"):
             self.entries = [entry for entry in self.entries if entry[0] != record.key]
@@ -62,9 +66,9 @@ class Model:
             self.entries = []
         if record.op == "set":
             expires = record.expires_ms
-            gone = 0 if expires is None else expires + max(60_000, (expires - record.written_ms) // 10)
-            if expires is None or gone > self.log_time:
-                self.entries.append((record.key, record.body, expires, gone, offset))
+            ttl = 0 if expires is None else expires - record.written_ms
+            ends = self.clock.ticks + 1 + math.ceil((ttl + max(60_000, ttl // 10)) / 60_000)
+            self.entries.append((record.key, record.body, expires, ends, offset))
         if record.op == "settings" and (not self.settled or record.args.get("change") is True):
             self.settled, self.bound = True, record.args.get("max_entries", self.bound or 0) or None  # type: ignore[assignment]
         if self.bound is not None:
@@ -82,7 +86,7 @@ def test_the_fold_is_the_model(log: list[tuple[int, Record]]) -> None:
             assert outcome.found == found
         expected = {key: (body, revision) for key, body, _, _, revision in model.entries}
         assert {key: (cell.body, cell.revision) for key, cell in state.cells.items()} == expected
-        assert state.log_time == model.log_time
+        assert state.clock.ticks == model.clock.ticks
 
 
 @given(logs(), st.data())
@@ -94,9 +98,8 @@ def test_replicas_are_equal(log: list[tuple[int, Record]], data: st.DataObject) 
         fold(repeated, offset, record)
         if record.op in OPERATIONS and data.draw(st.booleans()):
             assert fold(repeated, offset, record._replace(retry=True)) is None
-    assert (
-        dict(plain.cells) == dict(repeated.cells) and plain.log_time == repeated.log_time and plain.settings == repeated.settings
-    )
+    assert dict(plain.cells) == dict(repeated.cells) and plain.settings == repeated.settings
+    assert plain.clock.ticks == repeated.clock.ticks
 
 
 def test_ids_are_remembered_for_a_number_of_records() -> None:
@@ -120,18 +123,40 @@ def test_an_operation_judges_expiry_by_its_own_time() -> None:
     assert outcome is not None and not outcome.found
 
 
-def test_what_is_expired_is_dropped_once_log_time_is_past_it_by_the_margin() -> None:
+def minutes_pass(state: State, offset: int, minutes: int, *, begin_ms: int = 0, writers: tuple[str, ...] = ("A", "B")) -> int:
+    """Writers that each write once in a minute."""
+    for minute in range(minutes + 1):
+        for writer in writers:
+            offset += 1
+            moment = begin_ms + minute * 60_000
+            fold(state, offset, Record("delete", "nothing", written_ms=moment, id=f"{writer * 16}{offset:x}"))
+    return offset
+
+
+def test_what_is_expired_is_dropped_once_its_time_has_passed_for_those_who_write() -> None:
     state = State()
     fold(state, 0, Record("set", "short", b"v", expires_ms=2_000, written_ms=1_000, id="a"))
     fold(state, 1, Record("set", "long", b"v", expires_ms=1_001_000, written_ms=1_000, id="b"))
-    fold(state, 2, Record("sync", "", written_ms=61_999, id="c"))
+    offset = minutes_pass(state, 2, 2)
     assert set(state.cells) == {"short", "long"}
-    fold(state, 3, Record("sync", "", written_ms=62_000, id="d"))
+    offset = minutes_pass(state, offset, 3, begin_ms=180_000)
     assert set(state.cells) == {"long"} and state.removed == ["short"]
-    fold(state, 4, Record("sync", "", written_ms=1_100_999, id="e"))
+    offset = minutes_pass(state, offset, 13, begin_ms=420_000)
     assert set(state.cells) == {"long"}
-    fold(state, 5, Record("sync", "", written_ms=1_101_000, id="f"))
+    minutes_pass(state, offset, 20, begin_ms=1_260_000)
     assert not state.cells
+
+
+def test_one_writer_moves_the_log_clock_alone_if_nobody_else_writes_and_slowly() -> None:
+    state = State()
+    fold(state, 0, Record("set", "k", b"v", expires_ms=2_000, written_ms=1_000, id="a"))
+    offset = 0
+    for minute in range(400):
+        offset += 1
+        fold(state, offset, Record("delete", "nothing", written_ms=minute * 60_000, id=f"{'A' * 16}{offset:x}"))
+        if "k" not in state.cells:
+            break
+    assert 300 < offset < 310
 
 
 def test_eviction_is_in_the_order_of_writes() -> None:
@@ -154,12 +179,20 @@ def test_a_number_too_long_for_a_float_stops_no_fold() -> None:
     assert fold(state, 2, Record("incr", "k", args={"delta": 10**400}, id="c")) is None
 
 
-def test_what_is_gone_already_when_it_is_written_evicts_nothing() -> None:
+def test_what_expired_before_it_was_written_by_other_clocks_stays_until_the_log_clock_says_so() -> None:
     state = State()
-    fold(state, 0, Record("settings", "", args={"max_entries": 1}, id="s", written_ms=1_000_000))
-    fold(state, 1, Record("set", "k", id="a", written_ms=1_000_000))
-    fold(state, 2, Record("set", "late", id="b", written_ms=1_000, expires_ms=2_000))
-    assert list(state.cells) == ["k"]
+    fold(state, 0, Record("set", "k", id="a", written_ms=10**12))
+    fold(state, 1, Record("set", "late", id="b", written_ms=1_000, expires_ms=2_000))
+    assert list(state.cells) == ["k", "late"]
+
+
+def test_a_counter_keeps_the_length_of_its_life_whatever_the_clock_of_who_counts() -> None:
+    state = State()
+    fold(state, 0, Record("set", "n", b"1", "application/json", expires_ms=1_000_000, written_ms=100_000, id="a"))
+    ends_at = state.cells["n"].ends_at
+    for offset, skew in enumerate((-90_000_000, 899_999), 1):
+        fold(state, offset, Record("incr", "n", args={"delta": 1}, written_ms=max(100_000 + skew, 0), id=f"i{offset}"))
+    assert state.cells["n"].body == b"3" and state.cells["n"].ends_at == ends_at
 
 
 def test_expiries_of_values_that_were_written_over_do_not_pile_up() -> None:
@@ -167,5 +200,5 @@ def test_expiries_of_values_that_were_written_over_do_not_pile_up() -> None:
     for offset in range(5_000):
         fold(state, offset, Record("set", f"k{offset % 3}", expires_ms=90_000_000 + offset, written_ms=offset, id=f"{offset}"))
     assert len(state._expiries) < 2_000
-    fold(state, 5_000, Record("sync", "", written_ms=100_000_000, id="later"))
+    minutes_pass(state, 5_000, 2_700)
     assert not state.cells and sorted(state.removed) == ["k0", "k1", "k2"]

@@ -56,7 +56,8 @@ def answer_of(outcome: Outcome | None, record: Record) -> Answer | None:
 def same(one: State, other: State) -> bool:
     return (
         dict(one.cells) == dict(other.cells)
-        and (one.locks, one.log_time, one.settings, one.settled) == (other.locks, other.log_time, other.settings, other.settled)
+        and (one.locks, one.clock.ticks, one.settings, one.settled)
+        == (other.locks, other.clock.ticks, other.settings, other.settled)
         and all(list(lock.queue) == list(other.locks[name].queue) for name, lock in one.locks.items())
     )
 
@@ -70,7 +71,7 @@ class SharedStream(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now, self.offset, self.count = 10_000_000, -1, 0
+        self.now, self.offset, self.count, self.skews = 10_000_000, -1, 0, list(SKEWS)
         self.model, self.state, self.table, self.late = Model(), State(), new_table(), new_table()
         self.copies: list[State] = []
         self.undelivered: list[Delivery] = []
@@ -85,12 +86,15 @@ class SharedStream(RuleBasedStateMachine):
         args: dict[str, HeaderValue] | None = None,
     ) -> tuple[int, Record]:
         self.count += 1
-        skew = SKEWS[writer]
-        written = None if skew is None else self.now + skew
-        expires = None if ttl is None else self.now + (skew or 0) + ttl
+        skew = self.skews[writer]
+        written = None if skew is None else max(self.now + skew, 0)
+        expires = None if ttl is None else max(self.now + (skew or 0), 0) + ttl
         return self.append(
-            Record(op, key, *body, expires_ms=expires, written_ms=written, id=f"{self.count:032x}", args=args or {})
+            Record(op, key, *body, expires_ms=expires, written_ms=written, id=self.new_id(writer), args=args or {})
         )
+
+    def new_id(self, writer: int) -> str:
+        return f"{writer:016x}{self.count:x}"
 
     def append(self, record: Record) -> tuple[int, Record]:
         self.offset += 1 + self.count % 3 // 2  # with gaps
@@ -173,16 +177,25 @@ class SharedStream(RuleBasedStateMachine):
     def change_settings(self, limit: int | None, change: bool) -> None:
         self.publish("settings", args={"change": change} | ({} if limit is None else {"max_entries": limit}))
 
-    @rule(op=st.sampled_from(["add", "touch", "pop", "delete", "sync"]), key=keys, last=st.booleans(), ms=st.integers(-1, 0))
-    def at_the_very_moment(self, op: str, key: str, last: bool, ms: int) -> None:
-        """The millisecond at which a value expires, or is gone for everybody, and the one before."""
+    @rule(op=st.sampled_from(["add", "touch", "pop", "delete"]), key=keys, ms=st.integers(-1, 0), writer=writers)
+    def at_the_very_moment(self, op: str, key: str, ms: int, writer: int) -> None:
+        """The millisecond at which a value expires, and the one before."""
         entry = self.model.entries.get(key)
         if entry is not None and entry.expires is not None:
-            moment = entry.expires + ms
-            if last:
-                moment += max(60_000, (entry.expires - (entry.written or entry.expires)) // 10)
             self.count += 1
-            self.append(Record(op, "" if op == "sync" else key, written_ms=moment, id=f"{self.count:032x}"))
+            self.append(Record(op, key, written_ms=entry.expires + ms, id=self.new_id(writer)))
+
+    @rule(writer=writers, ms=st.sampled_from([-(10**9), -400_000, 70_000, 10**11]))
+    def a_clock_is_set(self, writer: int, ms: int) -> None:
+        skew = self.skews[writer]
+        self.skews[writer] = None if skew is None else skew + ms
+
+    @rule(several=st.lists(writers, min_size=2, max_size=3, unique=True), minutes=st.integers(1, 12))
+    def some_write_every_minute(self, several: list[int], minutes: int) -> None:
+        for _ in range(minutes):
+            self.now += 61_000
+            for writer in several:
+                self.publish("delete_many", body=(pack(of_deletes(["z"])), None), writer=writer)
 
     @rule(writer=writers)
     def sync(self, writer: int) -> None:
@@ -198,7 +211,7 @@ class SharedStream(RuleBasedStateMachine):
     def a_first_copy_that_was_lost(self, key: str, body: tuple[bytes, str | None], ttl: int | None) -> Record:
         self.count += 1
         expires = None if ttl is None else self.now + ttl
-        record = Record("set", key, *body, expires_ms=expires, written_ms=self.now, id=f"{self.count:032x}", retry=True)
+        record = Record("set", key, *body, expires_ms=expires, written_ms=self.now, id=self.new_id(0), retry=True)
         return self.append(record)[1]
 
     # Locks
@@ -245,7 +258,7 @@ class SharedStream(RuleBasedStateMachine):
     @rule(record=published, again=st.booleans())
     def one_replica_drops_and_hears_twice(self, record: Record, again: bool) -> None:
         replica = self.copies[0]
-        replica.advance(replica.log_time)
+        replica.drop_ended()
         if again:
             assert fold(replica, self.offset, record._replace(retry=True)) is None
 
@@ -265,7 +278,7 @@ class SharedStream(RuleBasedStateMachine):
         for key, entry in self.model.entries.items():
             body = self.state.cells[key].body
             assert body == entry.body or (entry.content_type == JSON and json.loads(body) == json.loads(entry.body))
-        assert self.state.log_time == self.model.log_time and self.state.settings.max_entries == self.model.limit
+        assert self.state.clock.ticks == self.model.clock.ticks and self.state.settings.max_entries == self.model.limit
 
     @invariant()
     def locks_are_the_models(self) -> None:

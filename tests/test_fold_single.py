@@ -56,7 +56,7 @@ class SingleStream(RuleBasedStateMachine):
         skew = SKEWS[writer]
         written = None if skew is None else self.now + skew
         expires = None if ttl is None else self.now + (skew or 0) + ttl
-        return Record(op, KEY, *body, expires_ms=expires, written_ms=written, id=f"{self.count:032x}", args=args or {})
+        return Record(op, KEY, *body, expires_ms=expires, written_ms=written, id=f"{writer:016x}{self.count:x}", args=args or {})
 
     def append(self, message: Message, record: Record | None) -> None:
         self.offset += 1 + self.count % 3 // 2
@@ -82,6 +82,13 @@ class SingleStream(RuleBasedStateMachine):
     @rule(ms=st.integers(0, 30_000) | st.integers(0, 4_000_000))
     def time_passes(self, ms: int) -> None:
         self.now += ms
+
+    @rule(several=st.lists(writers, min_size=2, max_size=3, unique=True), minutes=st.integers(1, 12))
+    def some_touch_every_minute(self, several: list[int], minutes: int) -> None:
+        for _ in range(minutes):
+            self.now += 61_000
+            for writer in several:
+                self.publish(self.record("touch", ttl=90_000, writer=writer))
 
     @rule(target=published, op=st.sampled_from(["set", "set", "add"]), body=bodies, ttl=ttls, writer=writers)
     def set_or_add(self, op: str, body: tuple[bytes, str | None], ttl: int | None, writer: int) -> Record:
@@ -126,7 +133,7 @@ class SingleStream(RuleBasedStateMachine):
         for table in self.tables:
             if table.determined:
                 assert table.read(KEY) == self.whole.read(KEY)
-                assert table.state.log_time == self.whole.state.log_time
+                assert table.state.clock.ticks == self.whole.state.clock.ticks
                 assert table.shown == self.whole.shown
             else:
                 assert not table.shown, "what can't be told must not be shown"
@@ -135,7 +142,7 @@ class SingleStream(RuleBasedStateMachine):
     def a_state_that_began_at_a_plain_record_agrees(self) -> None:
         for late in self.late:
             if not late.fooled:
-                assert dict(late.cells) == dict(self.state.cells) and late.log_time == self.state.log_time
+                assert dict(late.cells) == dict(self.state.cells) and late.clock.ticks == self.state.clock.ticks
 
 
 TestSingleStream = SingleStream.TestCase

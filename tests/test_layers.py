@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mqkv"
 
 BOTTOM = "errors check ids logfmt codecs"  # know nothing of mqkv but errors; anyone above may import them
 ENGINE = f"{BOTTOM} url streams.base"
-CORE = f"{BOTTOM} batch number record fold view table waiting watch streams.base"
+CORE = f"{BOTTOM} batch number record clock fold view table waiting watch streams.base"
 ADAPTER = "mqkv errors store"
 
 # module (or pattern): the modules of mqkv that it may import; the first line that fits counts
@@ -35,7 +35,8 @@ LAYERS = {
     "streams.amqp.*": f"{ENGINE} streams.amqp.*",
     "batch": "errors codecs",
     "record": "errors codecs batch streams.base",
-    "state": "record",
+    "clock": "",
+    "state": "clock record",
     "number": "codecs state",
     "locks": "record state",
     "operations": "codecs record state number locks",
@@ -66,7 +67,7 @@ LAYERS = {
     "testing.*": "*",
     "mqkv": "codecs errors store aio mapping watch lock",
 }
-PURE = ["batch", "record", "state", "number", "locks", "operations", "fold", "compaction"]
+PURE = ["batch", "record", "clock", "state", "number", "locks", "operations", "fold", "compaction"]
 NOT_PURE = {
     "socket",
     "ssl",

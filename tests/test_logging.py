@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import mqkv
+from mqkv import ids
 
 SECRET = "s3cret-value-that-must-not-be-told"
 
@@ -67,3 +68,24 @@ def test_nothing_tells_a_password_or_a_value(broker: Any, prefix: str, caplog: p
     store.close()
     told = "\n".join(line for text in texts for line in text.splitlines() if "SECRET" not in line)
     assert len(texts) == 13 and "s3cret-password" not in told and SECRET not in told
+
+
+def test_who_writes_beside_a_clock_that_is_apart_is_told(
+    url: str, prefix: str, layout: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four processes, as their ids have it; the second of them is seven minutes ahead."""
+    logger, stores = logging.getLogger("test.mqkv"), []
+    for process, (ahead, told) in enumerate([(0, ""), (420, ""), (0, "this_ahead=-420s"), (420, "")]):
+        monkeypatch.setattr(ids, "_prefix", f"{process:016x}")
+        caplog.clear()
+        options: Any = {"prefix": prefix, "layout": layout, "read_timeout": 5, "logger": logger}
+        stores.append(mqkv.Store(url, clock=lambda ahead=ahead: 1e9 + ahead, **options))
+        stores[-1].get("k")
+        stores[-1].set("k", process)
+        stores[-1].set("k", process)
+        text = lines(caplog)
+        assert text.count("this_ahead") == bool(told) and told in text
+        assert text.count("others_ahead=420s") == (layout == "shared" and process == 2)
+    stores[0].purge()
+    for store in stores:
+        store.close()

@@ -17,10 +17,9 @@ def new_table() -> Table:
 
 def test_what_a_malformed_record_lets_expire_is_hidden() -> None:
     table = new_table()
-    records = [
-        Record("set", "k", b"v", TEXT, written_ms=1_000, expires_ms=2_000, id="a"),
-        Record("incr", "other", written_ms=100_000, id="no delta"),
-    ]
+    records = [Record("set", "k", b"v", TEXT, written_ms=1_000, expires_ms=2_000, id="a")]
+    for minute in range(5):  # malformed, and they tell the time all the same
+        records += [Record("incr", "other", written_ms=minute * 60_000, id=f"{writer * 16}{minute}") for writer in "ab"]
     table.deliver([(offset, to_message(record, shared=True)) for offset, record in enumerate(records)])
     assert not table.state.cells and not table.shown
 

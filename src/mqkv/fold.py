@@ -3,9 +3,9 @@
 Rules:
 
 1. The answer depends on the records and on nothing else, so that every process that has read the same log knows the same.
-2. An operation finds an entry expired when the operation's own record was written at or after the expiry. Once *log time* (the
-   newest time that any record has told) is past the expiry by a margin, the entry is gone for everybody, and only then is it
-   dropped.
+2. An operation finds an entry expired when the operation's own record was written at or after the expiry: who has a wrong clock
+   harms what it touches. Once the ttl and a margin have passed by the *log clock* (:mod:`mqkv.clock`), which no single writer can
+   push, the entry is gone for everybody, and only then is it dropped.
 3. A record whose id is among the last ``Settings.id_window`` ones is a repeat and does nothing.
 4. A new operation is one small function in :data:`mqkv.operations.OPERATIONS`.
 """
@@ -24,7 +24,7 @@ def fold(state: State, offset: int, record: Record) -> Outcome | None:
     operation = OPERATIONS.get(record.op)
     if operation is None or state.is_repeat(record.id):
         return None
-    time_ms = record.written_ms
-    if time_ms is not None and time_ms > state.log_time:
-        state.advance(time_ms)
+    id, time_ms = record.id, record.written_ms
+    if time_ms is not None and id is not None and state.clock.hear(id, time_ms):
+        state.drop_ended()
     return operation(state, offset, record)

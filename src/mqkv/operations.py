@@ -78,8 +78,9 @@ def _incr(state: State, offset: int, record: Record) -> Outcome | None:
     if delta is None:
         return None
     cell = state.live(record.key, record)
+    ends_at = None
     if cell is not None:
-        base, expires_ms = number.read(cell), cell.expires_ms
+        base, expires_ms, ends_at = number.read(cell), cell.expires_ms, cell.ends_at
         if base is None:
             return _REFUSED._replace(why="is not a number")
     elif initial is None:
@@ -91,8 +92,11 @@ def _incr(state: State, offset: int, record: Record) -> Outcome | None:
     body = number.render(base + delta)
     if body is None:
         return Outcome("none", found=cell is not None, done=False, why="would not fit 64 bits")
-    total = Cell(body, JSON, None, offset, expires_ms, record.written_ms)
-    state.put(record.key, total)
+    total = Cell(body, JSON, None, offset, expires_ms, record.written_ms, ends_at)
+    if cell is None:
+        state.put(record.key, total)
+    else:
+        state.keep(record.key, total)
     return Outcome("set", found=cell is not None, cell=total)
 
 
@@ -101,7 +105,9 @@ def _touch(state: State, offset: int, record: Record) -> Outcome:
     cell = state.live(record.key, record)
     if cell is None:
         return _NONE
-    state.put(record.key, cell._replace(revision=offset, expires_ms=record.expires_ms, written_ms=record.written_ms))
+    state.put(
+        record.key, cell._replace(revision=offset, expires_ms=record.expires_ms, written_ms=record.written_ms, ends_at=None)
+    )
     return _SET_OVER
 
 

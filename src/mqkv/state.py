@@ -1,4 +1,4 @@
-"""What a fold knows: the cells of a table, its settings, log time, locks, remembered ids. Pure: no I/O, no clock, no thread."""
+"""What a fold knows: the cells of a table, its settings, the log clock, locks, remembered ids. Pure: no I/O, no thread."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from cachetools import FIFOCache
 
+from mqkv.clock import LogClock
 from mqkv.record import Record
 
 ID_WINDOW = 10_000
 LONGEST_MAKER = 100  #: characters
-_MARGIN_MS = 60_000
 _STALE_EXPIRIES = 1_000  #: expiries of values that are no more, that are kept at least
 
 
@@ -26,6 +26,7 @@ class Cell(NamedTuple):
     revision: int
     expires_ms: int | None
     written_ms: int | None
+    ends_at: int | None = None  #: the tick of the log clock at which it is gone for everybody; None: it stays
 
 
 class Settings(NamedTuple):
@@ -67,8 +68,8 @@ class Outcome(NamedTuple):
 class State:
     """A table: the fold of the records so far. Not thread-safe.
 
-    ``single``: of a stream that holds one key. There a plain set or delete makes all that came before it matter no more, log
-    time included, so that a fold may begin at one.
+    ``single``: of a stream that holds one key. There a plain set or delete makes all that came before it matter no more, the
+    log clock included, so that a fold may begin at one.
     """
 
     def __init__(self, *, single: bool = False) -> None:
@@ -76,7 +77,7 @@ class State:
         self.cells: MutableMapping[str, Cell] = {}
         self.settings = Settings()
         self.settled = False  #: whether a settings record was seen
-        self.log_time = 0
+        self.clock = LogClock()
         self.locks: dict[str, Lock] = {}
         self.removed: list[str] = []  #: keys that were dropped or evicted since the caller last looked and cleared
         self._ids: set[str] = set()
@@ -102,13 +103,19 @@ class State:
         return id in self._ids
 
     def put(self, key: str, cell: Cell) -> None:
-        if cell.expires_ms is not None:
-            gone_at = _gone_at(cell)
-            if gone_at <= self.log_time:  # a writer whose clock is far behind writes what is gone already: it may evict nothing
-                self.cells.pop(key, None)
-                self.removed.append(key)
-                return
-            heapq.heappush(self._expiries, (gone_at, key, cell.revision))
+        """A cell that ends after its ttl, from here on."""
+        expires_ms, written_ms = cell.expires_ms, cell.written_ms
+        if expires_ms is None:
+            self.cells[key] = cell
+        elif written_ms is None:  # how long it lives is not told
+            self.keep(key, cell)
+        else:
+            self.keep(key, cell._replace(ends_at=self.clock.ends_at(expires_ms - written_ms)))
+
+    def keep(self, key: str, cell: Cell) -> None:
+        """A cell that ends when it says."""
+        if cell.ends_at is not None:
+            heapq.heappush(self._expiries, (cell.ends_at, key, cell.revision))
         self.cells[key] = cell
         if len(self._expiries) > 2 * len(self.cells) + _STALE_EXPIRIES:
             self._forget_stale_expiries()
@@ -116,19 +123,21 @@ class State:
     def _forget_stale_expiries(self) -> None:
         """A key that is written again and again, with a ttl of days, would leave one behind for every write."""
         cells = self.cells.items()
-        self._expiries = [(_gone_at(cell), key, cell.revision) for key, cell in cells if cell.expires_ms is not None]
+        self._expiries = [(cell.ends_at, key, cell.revision) for key, cell in cells if cell.ends_at is not None]
         heapq.heapify(self._expiries)
 
     def begin_again(self, record: Record) -> None:
         """In the stream of one key: what came before this record, which sets or deletes it, matters no more."""
         if self.single and not record.retry:
-            self.log_time = record.written_ms or 0
+            self.clock.begin_again()
+            self._expiries.clear()
+            if record.id is not None and record.written_ms is not None:
+                self.clock.hear(record.id, record.written_ms)
 
-    def advance(self, time_ms: int) -> None:
-        """Move log time on, and drop what is expired for everybody."""
-        self.log_time = time_ms
-        expiries = self._expiries
-        while expiries and expiries[0][0] <= time_ms:
+    def drop_ended(self) -> None:
+        """Drop what is gone for everybody by the log clock."""
+        now, expiries = self.clock.ticks, self._expiries
+        while expiries and expiries[0][0] <= now:
             _, key, revision = heapq.heappop(expiries)
             cell = self.cells.get(key)
             if cell is not None and cell.revision == revision:
@@ -136,12 +145,11 @@ class State:
                 self.removed.append(key)
 
     def live(self, key: str, record: Record) -> Cell | None:
-        """The cell of a key as ``record`` finds it: None if absent or expired by then."""
+        """The cell of a key as ``record`` finds it: None if absent or expired by then, by the record's own time."""
         cell = self.cells.get(key)
-        if cell is None or cell.expires_ms is None:
+        if cell is None or cell.expires_ms is None or record.written_ms is None:
             return cell
-        time_ms = self.log_time if record.written_ms is None else record.written_ms
-        return None if time_ms >= cell.expires_ms else cell
+        return None if record.written_ms >= cell.expires_ms else cell
 
     def bound(self, settings: Settings) -> None:
         """Take over settings; what no longer fits is evicted, the oldest write first."""
@@ -167,9 +175,3 @@ class _Bounded(FIFOCache[str, Cell]):
         key, cell = super().popitem()
         self._evicted.append(key)
         return key, cell
-
-
-def _gone_at(cell: Cell) -> int:
-    assert cell.expires_ms is not None
-    ttl = 0 if cell.written_ms is None else cell.expires_ms - cell.written_ms
-    return cell.expires_ms + max(_MARGIN_MS, ttl // 10)

@@ -209,7 +209,7 @@ class Table(View):
         if not self.whole:
             self._judge(offset, record)
         outcome = fold(state, offset, record)
-        if state.removed:  # a malformed record moves log time on, too
+        if state.removed:  # a malformed record moves the log clock, too
             self._forget_removed()
         if outcome is None:
             if id is None or not record.retry:
@@ -223,11 +223,7 @@ class Table(View):
                 self._settle(changed, id)
         if kind == "set":
             self._show(key)
-            cell = state.cells.get(key)
-            if cell is not None:
-                self._tell("set", key, cell, offset, record.written_ms)
-            elif outcome.found:  # it was gone for everybody when it was written
-                self._tell("delete", key, None, offset, record.written_ms)
+            self._tell("set", key, state.cells[key], offset, record.written_ms)
         elif kind == "delete":
             self._show(key)
             if outcome.found:

@@ -138,7 +138,7 @@ class View:
             cell = self.state.cells.get(key) if self.serving and self.determined else None
         if cell is None or cell.content_encoding is not None:
             return None
-        body, content_type, _, _, expires_ms, _ = cell
+        body, content_type, _, _, expires_ms, *_ = cell
         if not self._codec.may_share(body, content_type):
             return None
         try:

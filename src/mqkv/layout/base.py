@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from mqkv.clock import writer_of
 from mqkv.codecs import BoundCodec
 from mqkv.errors import Error, OutcomeUnknown, Stale
 from mqkv.fold import Cell, Outcome
@@ -230,6 +231,8 @@ class Keyspace(ABC):
             offset = promise.result() if promise.done() else await settled(promise, deadline, table.stream)
         finally:
             outcome = table.take(id)
+        if table.state.clock.apart:
+            self._tell_apart(table, id)
         return offset, outcome if table.determined else None
 
     async def write_each(
@@ -262,6 +265,13 @@ class Keyspace(ABC):
         if problem is not None:
             raise problem
         return outcomes
+
+    def _tell_apart(self, table: Table, id: str) -> None:
+        """Say so where this process's clock and another writer's contradict each other."""
+        ahead_ms = table.state.clock.apart.get(writer_of(id))
+        if ahead_ms is not None:
+            fields = {"stream": table.stream, "this_ahead": f"{ahead_ms / 1000:.0f}s"}
+            self.log.once(logging.WARNING, "clock", "clock", **fields, reason="another-writers-clock-differs")
 
     def fresh_enough(self, table: Table) -> None:
         """Raise :class:`mqkv.Stale` if the table has been out of touch for longer than ``max_staleness``."""

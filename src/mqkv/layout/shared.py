@@ -235,9 +235,9 @@ class SharedKeyspace(Keyspace):
                 self.unconfirmed.add(table.tail.append(to_message(change, shared=True), STALL), table, change)
             except Error as error:
                 self.log(logging.ERROR, "write-failed", op="settings", error=type(error).__name__)
-        ahead = table.state.log_time / 1000 - self.options.clock()
+        ahead = table.state.clock.newest_ms / 1000 - self.options.clock()
         if ahead > 60:
-            self.log(logging.WARNING, "clock", stream=self.stream, log_time_ahead=f"{ahead:.0f}s")
+            self.log(logging.WARNING, "clock", stream=self.stream, others_ahead=f"{ahead:.0f}s")
         settings.tell_maker(self.options, has, self.stream, self.log)
 
     def _serve(self, table: Table) -> None:
