@@ -75,3 +75,9 @@ def contend(place: Place, folder: Path, threads: int, entries: int, pipe: Connec
         for worker in workers:
             worker.join()
     pipe.send(problems)
+
+
+def try_once(place: Place, timeout: float, pipe: Connection) -> None:
+    """Ask once, send whether it was had, and end."""
+    with place.open() as store:
+        pipe.send(store.lock("jobs", ttl=place.ttl, timeout=timeout).acquire())

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mqkv"
 
 BOTTOM = "errors check ids logfmt codecs"  # know nothing of mqkv but errors; anyone above may import them
 ENGINE = f"{BOTTOM} url streams.base"
-CORE = f"{BOTTOM} batch number record clock fold view table waiting watch streams.base"
+CORE = f"{BOTTOM} batch number record clock fold view hearing table waiting watch streams.base"
 ADAPTER = "mqkv errors store"
 
 # module (or pattern): the modules of mqkv that it may import; the first line that fits counts
@@ -43,7 +43,8 @@ LAYERS = {
     "fold": "record state operations",
     "compaction": "errors codecs record fold streams.base",
     "view": f"{BOTTOM} record fold",
-    "table": f"{BOTTOM} record fold view streams.base",
+    "hearing": "fold streams.base",
+    "table": f"{BOTTOM} record fold view hearing streams.base",
     "watch": f"{BOTTOM} record fold table streams.base",
     "waiting": "errors streams.base",
     "layout": "layout.*",

@@ -14,6 +14,7 @@ from mqkv.core import Core
 from mqkv.errors import Closed, Error, InvalidOption, LockHeld, LockLost, LockTimeout, StreamMissing, WriteTimeout
 from mqkv.fold import Lock as Held
 from mqkv.fold import Outcome
+from mqkv.hearing import witness
 from mqkv.ids import new_id
 from mqkv.layout import Keyspace
 from mqkv.layout.leases import Lease, let_go
@@ -143,8 +144,8 @@ class _Attempt:
         self.owner = new_id()
         self._until: float | None = None
         self._granted: Promise[int | None] = Promise()
-        self._held: Held | None = None
-        self._heard = 0.0
+        #: How the lock stands, and since when its holder is silent: one tuple, since another thread sets it.
+        self._heard: tuple[Held | None, float] = None, 0.0
         self._queued = False
 
     async def make(self, until: float | None) -> tuple[int, float] | None:
@@ -172,7 +173,7 @@ class _Attempt:
         return under_way
 
     def _unlock(self) -> Promise[int] | None:
-        return let_go(self._table, self._record("unlock", owner=self.owner))
+        return let_go(self._table, self._record("unlock", owner=self.owner, **self._silence()))
 
     def _check_open(self) -> None:
         if self._core._keyspace is not self._keyspace:
@@ -182,6 +183,8 @@ class _Attempt:
         waits = until is None or until > time.monotonic()
         while True:
             self._check_open()
+            if not waits:
+                self._on_change(*self._table.lock_heard(self._name))
             sent = time.monotonic()
             offset, outcome = await self._ask(waits)
             if outcome.done:
@@ -207,8 +210,8 @@ class _Attempt:
         while True:
             self._check_open()
             now = time.monotonic()
-            held = self._held
-            patience = 0.0 if held is None else self._heard + held.holder.ttl_ms / 1000 + self._position(held) * STAGGER - now
+            held, silent_since = self._heard
+            patience = 0.0 if held is None else silent_since + _ttl(held) + self._position(held) * STAGGER - now
             left = patience if until is None else min(patience, until - now)
             if left > 0 and not await wait(self._granted, left):
                 continue
@@ -225,7 +228,7 @@ class _Attempt:
                 self._queued = False
                 return None
             if until is not None and time.monotonic() >= until:
-                _, outcome = await self._write("unlock", owner=self.owner)
+                await self._write("unlock", owner=self.owner, **self._silence())
                 return None
             await self._break_silent(self._position(held) if held is not None else 0)
 
@@ -236,26 +239,32 @@ class _Attempt:
         return 0
 
     async def _break_silent(self, position: int) -> bool:
-        """Break the lease of a holder that was not heard for its ttl."""
-        held, heard = self._held, self._heard
+        """Break the lease of a holder that was silent for its ttl."""
+        held, silent_since = self._heard
         if held is None:
             return True
-        if time.monotonic() - heard < held.holder.ttl_ms / 1000 + position * STAGGER:
+        if time.monotonic() - silent_since < _ttl(held) + position * STAGGER:
             return False
         _, outcome = await self._write("break", owner=held.holder.owner, renewed=held.holder.renewed)
         if outcome.done:
             self._core._log(logging.WARNING, "lock", name=self._name, status="lease-broken")
         return outcome.done
 
-    def _on_change(self, held: Held | None, heard: float) -> None:
-        self._held, self._heard = held, heard
+    def _silence(self) -> dict[str, HeaderValue]:
+        held, since = self._heard
+        return {} if held is None or held.holder.owner == self.owner else witness(held, since, time.monotonic())
+
+    def _on_change(self, held: Held | None, silent_since: float) -> None:
+        self._heard = held, silent_since
         if held is not None and held.holder.owner == self.owner:
             self._granted.resolve(held.holder.token)
         elif self._queued and (held is None or self.owner not in held.queue):
             self._granted.resolve(None)
 
     async def _ask(self, waits: bool) -> tuple[int, Outcome]:
-        record = Record("lock", self._name, id=self.owner, args={"ttl_ms": round(self._ttl * 1000), "wait": waits})
+        silence = {} if waits else self._silence()
+        args: dict[str, HeaderValue] = {"ttl_ms": round(self._ttl * 1000), "wait": waits, **silence}
+        record = Record("lock", self._name, id=self.owner, args=args)
         return await self._append(record)
 
     async def _write(self, op: str, **args: HeaderValue) -> tuple[int, Outcome]:
@@ -308,3 +317,7 @@ def _checked(timeout: object) -> float | None:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
         raise InvalidOption(f"a lock's timeout is a number of seconds, 0 for not waiting, or None, not {timeout!r}")
     return float(timeout)
+
+
+def _ttl(held: Held) -> float:
+    return held.holder.ttl_ms / 1000

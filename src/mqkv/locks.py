@@ -31,6 +31,7 @@ def lock(state: State, offset: int, record: Record) -> Outcome | None:
         state.locks[record.key] = Lock(Lease(owner, offset, ttl_ms, offset), {})
         return _DONE
     if record.args.get("wait") is not True:
+        _witness(state, record, held)
         return _REFUSED
     if len(held.queue) >= MAX_QUEUE:
         return _FULL
@@ -46,6 +47,7 @@ def unlock(state: State, offset: int, record: Record) -> Outcome:
     if held.holder.owner == owner:
         _grant_next(state, offset, record.key, held)
         return _DONE
+    _witness(state, record, held)
     return _REFUSED if type(owner) is not str or held.queue.pop(owner, None) is None else _DONE
 
 
@@ -54,7 +56,7 @@ def renew(state: State, offset: int, record: Record) -> Outcome:
     held = state.locks.get(record.key)
     if held is None or held.holder.owner != record.args.get("owner"):
         return _REFUSED
-    state.locks[record.key] = held._replace(holder=held.holder._replace(renewed=offset))
+    state.locks[record.key] = held._replace(holder=held.holder._replace(renewed=offset, silent_ms=0))
     return _DONE
 
 
@@ -65,6 +67,13 @@ def break_lease(state: State, offset: int, record: Record) -> Outcome:
         return _REFUSED
     _grant_next(state, offset, record.key, held)
     return _DONE
+
+
+def _witness(state: State, record: Record, held: Lock) -> None:
+    """Somebody has heard nothing of the holder for ``silent_ms`` since the record at ``renewed``."""
+    silent_ms = record.args.get("silent_ms")
+    if type(silent_ms) is int and silent_ms > held.holder.silent_ms and record.args.get("renewed") == held.holder.renewed:
+        state.locks[record.key] = held._replace(holder=held.holder._replace(silent_ms=silent_ms))
 
 
 def _grant_next(state: State, offset: int, name: str, held: Lock) -> None:

@@ -44,6 +44,7 @@ class Lease(NamedTuple):
     token: int  #: the offset of the record that granted it: the fencing token
     ttl_ms: int  #: how long its holder may be silent
     renewed: int  #: the offset of the record by which the holder was heard last
+    silent_ms: int = 0  #: for how long it has been silent since, at least, as those say who have given up
 
 
 class Lock(NamedTuple):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from mqkv.codecs import BoundCodec
 from mqkv.errors import Error, StreamMissing, UpgradeRequired
 from mqkv.fold import Cell, Lock, Outcome, State, fold
+from mqkv.hearing import Hearing, LockListener
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse
 from mqkv.streams.base import Delivery, Message, Promise, Tail
@@ -22,9 +23,6 @@ from mqkv.view import Shown, View
 #: record's offset and time.
 Event = tuple[str, str, "Cell | None", int, "int | None"]
 Subscriber = Callable[[Event], None]
-
-#: What a listener to a lock is told: how it stands now (None: free), and when its holder was heard last, by ``time.monotonic``.
-LockListener = Callable[["Lock | None", float], None]
 
 
 class Table(View):
@@ -55,8 +53,7 @@ class Table(View):
         self._awaited: dict[str, Outcome | None] = {}
         self._own: dict[str, tuple[Message, Record]] = {}
         self._subscribers: tuple[Subscriber, ...] = ()
-        self._heard: dict[str, float] = {}
-        self._listeners: dict[str, list[LockListener]] = {}
+        self._hearing = Hearing()
         self._reaching: list[tuple[int, Promise[None]]] = []
 
     def is_determined(self) -> bool:
@@ -83,19 +80,21 @@ class Table(View):
         with self._lock:
             return self.state.locks.get(name)
 
-    def listen(self, name: str, listener: LockListener) -> None:
-        """Tell ``listener`` how a lock stands, now and at every change. It must be quick, and must not call the table."""
+    def lock_heard(self, name: str) -> tuple[Lock | None, float]:
+        """How a lock stands, and since when its holder is silent."""
         with self._lock:
-            self._listeners.setdefault(name, []).append(listener)
-            listener(self.state.locks.get(name), self._heard.get(name, time.monotonic()))
+            held = self.state.locks.get(name)
+            return held, self._hearing.since(name, held)
+
+    def listen(self, name: str, listener: LockListener) -> None:
+        """Tell ``listener`` how a lock stands, now and at every change; while the table is being rebuilt, not before the end.
+        It must be quick, and must not call the table."""
+        with self._lock:
+            self._hearing.listen(name, listener, self.state.locks)
 
     def unlisten(self, name: str, listener: LockListener) -> None:
         with self._lock:
-            left = [other for other in self._listeners.get(name, ()) if other != listener]
-            if left:
-                self._listeners[name] = left
-            else:
-                self._listeners.pop(name, None)
+            self._hearing.unlisten(name, listener)
 
     # Writing
 
@@ -182,14 +181,14 @@ class Table(View):
         self.rebuilt.resolve(None)
         self._changed()
         with self._lock:
-            self._tell_locks(self._listeners)
+            self._hearing.tell_all(self.state.locks)
 
     def reset(self) -> None:
         with self._lock:
             self.state = State(single=self.key is not None)
             self.position = -1
             self.determined, self.doubted_at = self.whole, None
-            self._heard.clear()
+            self._hearing.forget()
             self._hide_all()
             if self.rebuilt.done():
                 self.rebuilt = Promise()
@@ -235,9 +234,9 @@ class Table(View):
                     cell = state.cells.get(key)
                     self._tell("delete" if cell is None else "set", key, cell, offset, record.written_ms)
         elif kind == "lock":
-            if outcome.done:
-                self._heard[key] = time.monotonic()
-            self._tell_locks((key,))
+            self._hearing.note(key, state.locks.get(key))
+            if self.rebuilt.done():  # else what is folded is long past
+                self._hearing.tell(key, state.locks)
         elif kind == "clear":
             self._hide_all()
             self._tell("clear", "", None, offset, record.written_ms)
@@ -261,14 +260,6 @@ class Table(View):
             else:
                 self._reaching.append((offset, promise))
 
-    def _tell_locks(self, names: Iterable[str]) -> None:
-        for name in list(names):
-            held = self.state.locks.get(name)
-            if held is None:
-                self._heard.pop(name, None)
-            for listener in self._listeners.get(name, ()):
-                listener(held, self._heard.get(name, time.monotonic()))
-
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
@@ -282,7 +273,7 @@ class Table(View):
         self.state = State(single=self.key is not None)
         self._hide_all()
         self._reach()
-        self._tell_locks(self._listeners)
+        self._hearing.tell_all(self.state.locks)
         self.rebuilt.resolve(None)
         self._tell("ended", "", None, -1, None)
         self._changed()
