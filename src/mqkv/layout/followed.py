@@ -3,7 +3,8 @@
 Rules:
 
 1. A key has one table at a time; whoever opens it first has the others wait.
-2. A table is open because its key is preloaded, watched, or was used lately; of the last kind there are so many at most.
+2. A table is open because its key is preloaded, watched, used at the moment, or was used lately; of the last kind there are so
+   many at most. What an operation uses is not closed under it; operations on many keys go in windows.
 3. What a table says counts once it is loaded and determined (see :meth:`mqkv.table.Table.is_determined`).
 """
 
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from mqkv.check import queue_name
 from mqkv.errors import Error, StreamMissing
@@ -23,9 +26,16 @@ from mqkv.table import Subscriber, Table
 from mqkv.view import Shown
 from mqkv.waiting import Deadline, run, wait
 
-#: Tails that are kept open at most for keys that nobody preloaded or watches.
+T = TypeVar("T")
+
+#: Tails that are kept open at most for keys that nobody preloaded, watches, or uses at the moment.
 MAX_TAILS = 4_096
 
+#: How many keys an operation on many has open at once.
+WINDOW = 1_000
+
+#: Tails that are looked at, one after the other, for one that is not in use.
+LOOKS = 16
 
 #: How often the whole stream is tried, before watchers are told that they may have missed something.
 ATTEMPTS = 3
@@ -42,13 +52,54 @@ class FollowedKeys(Keyspace):
         self._lock = threading.RLock()
         self._tables: dict[str, Table] = {}
         #: Tails that are open only because they were used; the one used least recently is closed first.
-        self._idle: Bounded[Table] = Bounded(MAX_TAILS, self._forget)
+        self._idle: OrderedDict[str, Table] = OrderedDict()
+        self._in_use: dict[str, int] = {}  # key -> operations under way
         self._opening: dict[str, Promise[None]] = {}
         #: Keys that were preloaded; past ``max_entries``, the one preloaded first is let go of.
-        self._preloaded: Bounded[bool] = Bounded(options.max_entries or float("inf"), self._forget)
+        self._preloaded: Bounded[bool] = Bounded(options.max_entries or float("inf"), self._preloaded_no_more)
 
     def stream(self, key: str) -> str:
         return queue_name(self.prefix, key)
+
+    def _use(self, key: str) -> None:
+        """Keep the key's table open, if it is or will be, until :meth:`_used`."""
+        with self._lock:
+            self._in_use[key] = self._in_use.get(key, 0) + 1
+            if key in self._idle:
+                self._idle.move_to_end(key)
+
+    def _used(self, key: str) -> None:
+        with self._lock:
+            left = self._in_use[key] - 1
+            if left:
+                self._in_use[key] = left
+            else:
+                del self._in_use[key]
+        if len(self._idle) > MAX_TAILS:
+            self._make_room()
+
+    @contextlib.contextmanager
+    def _using(self, keys: Sequence[str]) -> Iterator[None]:
+        """Keep the tables of all these keys open meanwhile."""
+        for key in keys:
+            self._use(key)
+        try:
+            yield
+        finally:
+            for key in keys:
+                self._used(key)
+
+    def _make_room(self) -> None:
+        """Close tails that were not used lately, as many as there are too many."""
+        with self._lock:
+            for _ in range(len(self._idle) - MAX_TAILS + LOOKS):
+                if len(self._idle) <= MAX_TAILS:
+                    return
+                key, table = next(iter(self._idle.items()))
+                if key in self._in_use or table.is_pending(key):
+                    self._idle.move_to_end(key)
+                else:
+                    self._forget(key)
 
     def _usable(self, key: str) -> Table | None:
         table = self._tables.get(key)
@@ -128,8 +179,8 @@ class FollowedKeys(Keyspace):
     def _begin(self, key: str, start: Start = Start.LAST, subscriber: Subscriber | None = None) -> Table:
         return self.open_table(self.stream(key), start, key=key, shown=self._shown, subscriber=subscriber)
 
-    async def _open_all(self, keys: Iterable[str], deadline: Deadline) -> dict[str, Table]:
-        """The tables of all keys that have a stream, loaded."""
+    async def _open_all(self, keys: Sequence[str], deadline: Deadline) -> dict[str, Table]:
+        """The tables of all keys that have a stream, loaded. For a window of keys, in use."""
         tables = await self._attach_all(keys, deadline)
         return {key: await self._complete(key, table, deadline) for key, table in tables.items()}
 
@@ -167,9 +218,24 @@ class FollowedKeys(Keyspace):
             self.signal = self.engine.signal
             if key in self._preloaded:
                 table.serve(True)
-            elif not table.watched:
-                self._idle[key] = table
+            else:
+                self._rest(key, table)
         return table
+
+    def _rest(self, key: str, table: Table) -> None:
+        """Count a table among those that are open only because they were used, if it is one. Under the lock."""
+        if self._tables.get(key) is table and not table.serving and not table.watched:
+            self._idle[key] = table
+            self._idle.move_to_end(key)
+            if len(self._idle) > MAX_TAILS:
+                self._make_room()
+
+    def _preloaded_no_more(self, key: str) -> None:
+        with self._lock:
+            table = self._tables.get(key)
+            if table is not None:
+                table.serve(False)
+                self._rest(key, table)
 
     def _serve_key(self, key: str, table: Table) -> None:
         with self._lock:
@@ -196,5 +262,10 @@ class FollowedKeys(Keyspace):
         with self._lock:
             table = self._tables.get(key, table)  # another may have taken its place
             table.unsubscribe(subscriber)
-            if self._tables.get(key) is table and not table.serving and not table.watched:
-                self._idle[key] = table
+            self._rest(key, table)
+
+
+def windows(keys: Sequence[T]) -> Iterator[Sequence[T]]:
+    """So many at a time as an operation may have open."""
+    size = min(WINDOW, MAX_TAILS)
+    return (keys[begin : begin + size] for begin in range(0, len(keys), size))

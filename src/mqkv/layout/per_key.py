@@ -19,7 +19,7 @@ from mqkv.errors import Closed, Error, OutcomeUnknown, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout.base import Options, answered, loaded, reached, rebuilt
-from mqkv.layout.followed import FollowedKeys
+from mqkv.layout.followed import FollowedKeys, windows
 from mqkv.layout.patterns import follow_pattern
 from mqkv.layout.shared import SharedKeyspace
 from mqkv.logfmt import Log
@@ -78,6 +78,15 @@ class PerKeyKeyspace(FollowedKeys):
     async def write(
         self, record: Record, deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:
+        self._use(record.key)
+        try:
+            return await self._write(record, deadline, confirm, max_age, create)
+        finally:
+            self._used(record.key)
+
+    async def _write(
+        self, record: Record, deadline: Deadline, confirm: bool, max_age: int | None, create: bool
+    ) -> tuple[int, Outcome | None]:
         while True:
             table: Table | None = None
             try:
@@ -98,6 +107,15 @@ class PerKeyKeyspace(FollowedKeys):
     async def write_all(
         self, records: Sequence[Record], deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> list[Outcome | None]:
+        outcomes: list[Outcome | None] = []
+        for window in windows(records):
+            with self._using([record.key for record in window]):
+                outcomes += await self._write_window(window, deadline, confirm, max_age, create)
+        return outcomes
+
+    async def _write_window(
+        self, records: Sequence[Record], deadline: Deadline, confirm: bool, max_age: int | None, create: bool
+    ) -> list[Outcome | None]:
         keys = [record.key for record in records]
         tables = await self._attach_all(keys, deadline)
         if create:
@@ -115,21 +133,26 @@ class PerKeyKeyspace(FollowedKeys):
         return [by_key.get(record.key) for record in records]
 
     async def snapshot(self, deadline: Deadline) -> dict[str, Cell]:
-        keys = list(await self._directory.snapshot(deadline))
-        tables = await self._open_all(keys, deadline)
-        if self.signal[0] != self.seen:
-            self.catch_up()
-        cells = ((key, table.read(key)) for key, table in tables.items())
-        return {key: cell for key, cell in cells if cell is not None}
+        found: dict[str, Cell] = {}
+        for keys in windows(list(await self._directory.snapshot(deadline))):
+            with self._using(keys):
+                tables = await self._open_all(keys, deadline)
+                if self.signal[0] != self.seen:
+                    self.catch_up()
+                cells = ((key, table.read(key)) for key, table in tables.items())
+                found |= {key: cell for key, cell in cells if cell is not None}
+        return found
 
     async def preload(self, keys: Iterable[str], deadline: Deadline) -> None:
         keys = list(dict.fromkeys(keys))
         with self._lock:
             for key in keys:
                 self._preloaded[key] = True
-        for key, table in (await self._open_all(keys, deadline)).items():
-            if key in self._preloaded:
-                self._serve_key(key, table)
+        for window in windows(keys):
+            with self._using(window):
+                for key, table in (await self._open_all(window, deadline)).items():
+                    if key in self._preloaded:
+                        self._serve_key(key, table)
 
     async def clear(self, record: Record, deadline: Deadline) -> None:
         prefix = str(record.args.get("prefix", ""))
@@ -199,11 +222,12 @@ class PerKeyKeyspace(FollowedKeys):
                 record = Record("unreadable", key)
             if record.retry or record.op not in ("set", "delete"):
                 # Its meaning depends on what stands before it: ask the fold, which is kept for the next time.
-                table = await self._open(key, deadline)
-                if self.engine.exact:
-                    self.catch_up()
-                await reached(table, offset, deadline)
-                return (await self._complete(key, table, deadline)).read(key)
+                with self._using([key]):
+                    table = await self._open(key, deadline)
+                    if self.engine.exact:
+                        self.catch_up()
+                    await reached(table, offset, deadline)
+                    return (await self._complete(key, table, deadline)).read(key)
         except StreamMissing:
             return None
         if record.op == "delete":
@@ -233,11 +257,7 @@ class PerKeyKeyspace(FollowedKeys):
         """The table to write to: complete, if the outcome is asked for."""
         key = record.key
         table = self._usable(key)
-        if table is not None:
-            with self._lock:
-                if key in self._idle:
-                    self._idle[key] = table  # used last
-        else:
+        if table is None:
             try:
                 table = await self._attach(key, deadline)
             except StreamMissing:
