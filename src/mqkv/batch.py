@@ -35,12 +35,15 @@ class Batch(msgspec.Struct, array_like=True, frozen=True):
         return ((key, body, types[kind]) for key, body, kind in zip(self.keys, self.bodies, self.kinds, strict=True))
 
 
+#: Content types in one batch: an index of one byte tells them apart.
+MOST_TYPES = 256
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Batch).decode
 
 
 def of_sets(items: Iterable[tuple[str, bytes, str | None]]) -> Batch:
-    """Keys with their bodies and content types (at most 256 of those)."""
+    """Keys with their bodies and content types (at most ``MOST_TYPES`` of those)."""
     keys, bodies, kinds = [], [], bytearray()
     types: dict[str | None, int] = {}
     for key, body, content_type in items:

@@ -82,6 +82,13 @@ def ttl_ms(ttl: object) -> int | None:
     return math.ceil(ttl * 1000)
 
 
+def is_content_type(content_type: object) -> bool:
+    """Whether every engine keeps it as it is (a broker: as a string of up to 255 bytes)."""
+    if content_type is None:
+        return True
+    return isinstance(content_type, str) and _CLEAN(content_type) is not None and len(content_type.encode()) <= 255
+
+
 def positive(name: str, value: object, *, whole: bool = False) -> None:
     """Refuse what is not a positive, finite number."""
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not 0 < value < math.inf:

@@ -25,7 +25,8 @@ class Codec(Protocol):
     """How values become bodies. Must be thread-safe; ``decode`` must give a fresh object where the value is mutable."""
 
     def encode(self, value: object) -> tuple[bytes, str | None]:
-        """The body and its content type. Raise :class:`mqkv.InvalidValue` for what you can't take."""
+        """The body and its content type: one of your own, or None for UTF-8 text. Raise :class:`mqkv.InvalidValue` for what you
+        can't take. A body that is not what its content type says is refused, since other processes could not read it."""
 
     def decode(self, body: bytes, content_type: str | None) -> object:
         """The value. Raise :class:`mqkv.UnreadableValue` for a body that you did not write."""
@@ -92,10 +93,11 @@ class BoundCodec:
     better: ``may_share(body, content_type)``).
     """
 
-    __slots__ = ("codec", "decode", "encode", "lenient", "may_share")
+    __slots__ = ("codec", "decode", "encode", "lenient", "may_share", "ours")
 
     def __init__(self, codec: Codec | KeyedCodec) -> None:
         self.codec = codec
+        self.ours = codec is DEFAULT  #: what it encodes is what it says
         self.lenient = bool(getattr(codec, "unreadable_is_absent", False))
         self.may_share: Callable[[bytes, str | None], bool] = getattr(codec, "may_share", lambda body, content_type: True)
         self.encode: Callable[[str, object], tuple[bytes, str | None]]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 from mqkv import check, registry
-from mqkv.codecs import DEFAULT, BoundCodec, Codec, KeyedCodec
+from mqkv.codecs import DEFAULT, BoundCodec, Codec, KeyedCodec, is_well_formed
 from mqkv.errors import (
     Closed,
     InvalidValue,
@@ -27,6 +27,7 @@ from mqkv.layout.base import ASK as ASK
 from mqkv.layout.base import NOTHING
 from mqkv.layout.leases import PARTING
 from mqkv.logfmt import Log
+from mqkv.record import time_ms
 from mqkv.url import parse as parse_url
 from mqkv.waiting import Deadline, run, wait
 
@@ -158,7 +159,7 @@ class Core:
         return Deadline(self._write_timeout, WriteTimeout)
 
     def _now(self) -> int:
-        return int(self._clock() * 1000)
+        return time_ms(self._clock())
 
     def _times(self, ttl: float | None) -> tuple[int, int | None]:
         """Now, and the expiry, in milliseconds."""
@@ -180,6 +181,11 @@ class Core:
         body, content_type = self._codec.encode(key, value)
         if not isinstance(body, bytes):
             raise InvalidValue(f"the codec gave {type(body).__name__} for key {key!r}, not bytes")
+        if not self._codec.ours and not (check.is_content_type(content_type) and is_well_formed(body, content_type)):
+            raise InvalidValue(
+                f"the codec gave, for key {key!r}, a body that is not what its content type ({str(content_type)[:80]!a}) says, "
+                "so that nobody could read it: None is for UTF-8 text; have the codec name a type of its own"
+            )
         if len(body) > MAX_VALUE:
             raise ValueTooLarge(f"the value of key {key!r} takes {len(body)} bytes, and {MAX_VALUE} are allowed")
         return body, content_type

@@ -74,6 +74,11 @@ class Record(NamedTuple):
     batch: Batch | None = None  #: what the body of a ``set_many`` or ``delete_many`` holds
 
 
+def time_ms(seconds: float) -> int:
+    """A wall clock's time as a record tells it; one that no record may have becomes the nearest that it may."""
+    return min(max(int(seconds * 1000), 0), _LATEST_MS // 2)
+
+
 def to_message(record: Record, *, shared: bool) -> Message:
     """The message of a record, for a shared stream or for the stream of the record's own key."""
     headers: dict[str, HeaderValue] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mqkv import check, number
-from mqkv.batch import Batch, of_deletes, of_sets, pack
+from mqkv.batch import MOST_TYPES, Batch, of_deletes, of_sets, pack
 from mqkv.core import ABSENT, MAX_VALUE
 from mqkv.errors import (
     InvalidOption,
@@ -117,6 +117,8 @@ class Verbs(Reads):
         encoded = [(key, *encode(key, value)) for key, value in zip(self._checked(mapping), mapping.values(), strict=True)]
         if not encoded:
             return
+        if not self._codec.ours and len({kind for _, _, kind in encoded}) > MOST_TYPES:
+            raise InvalidValue(f"the codec gave more than {MOST_TYPES} content types for one batch: split it")
         keyspace = self._open_keyspace()
         if self._shared and self._pack:
             record = self._packed("set_many", of_sets(encoded))._replace(expires_ms=expires_ms, written_ms=now)

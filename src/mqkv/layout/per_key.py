@@ -23,7 +23,7 @@ from mqkv.layout.followed import FollowedKeys, windows
 from mqkv.layout.patterns import follow_pattern
 from mqkv.layout.shared import SharedKeyspace
 from mqkv.logfmt import Log
-from mqkv.record import Record, Unreadable, parse
+from mqkv.record import Record, Unreadable, parse, time_ms
 from mqkv.streams.base import Delivery, Engine, Promise, Start
 from mqkv.table import Subscriber, Table
 from mqkv.view import Shown
@@ -301,7 +301,7 @@ class PerKeyKeyspace(FollowedKeys):
         ready, cells = await self._directory.read_many(keys, deadline)
         new = [(key, b"", None) for key in keys if key not in ready and key not in cells]
         if new:
-            batch, now = of_sets(new), int(self.options.clock() * 1000)
+            batch, now = of_sets(new), time_ms(self.options.clock())
             record = Record("set_many", "", pack(batch), written_ms=now, id=new_id(), batch=batch)
             await self._directory.write(record, deadline, confirm=True)
 

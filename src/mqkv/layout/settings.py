@@ -13,7 +13,7 @@ from mqkv.fold import Settings
 from mqkv.ids import new_id
 from mqkv.layout.base import Options
 from mqkv.logfmt import Log
-from mqkv.record import Record
+from mqkv.record import Record, time_ms
 from mqkv.streams.base import HeaderValue
 
 
@@ -56,7 +56,7 @@ def _wish(options: Options) -> int | None:
 
 
 def _record(options: Options, args: dict[str, HeaderValue]) -> Record:
-    return Record("settings", "", args=args, written_ms=int(options.clock() * 1000), id=new_id())
+    return Record("settings", "", args=args, written_ms=time_ms(options.clock()), id=new_id())
 
 
 def _callers_level() -> int:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import mqkv
-from mqkv.testing.fixtures import BAD_KEYS, BAD_TTLS, Clock, MakeStore, StoreFixtures
+from mqkv.testing.agreement import AgreementContract
+from mqkv.testing.fixtures import BAD_KEYS, BAD_TTLS, Clock, MakeStore
 
 BAD_NUMBERS: list[Any] = [None, "1", True, b"1", [1], float("nan"), float("inf"), 2**63, -(2**63) - 1]
 
@@ -36,26 +37,8 @@ def at_once(*calls: Any) -> list[Any]:
     return results
 
 
-class OperationsContract(StoreFixtures):
+class OperationsContract(AgreementContract):
     """Conditional operations, batches, barriers."""
-
-    # Clocks that are wrong
-
-    @pytest.mark.parametrize("off", [420, -420, 40 * 366 * 86_400, -40 * 366 * 86_400], ids=["7min", "-7min", "40y", "-40y"])
-    def test_a_wrong_clock_harms_only_what_it_writes(self, make: MakeStore, other_url: str, clock: Clock, off: float) -> None:
-        wrong = Clock(clock.now + off)
-        right, other, harmful = make(clock=clock), make(other_url, clock=clock), make(other_url, clock=wrong)
-        right.set("before", 1, ttl=300)
-        for number in range(10):
-            harmful.set(f"harmful-{number % 3}", number, ttl=300)
-            assert right.set(f"k{number}", number, ttl=300) >= 0
-            assert other.get(f"k{number}", fresh=True) == number
-        assert right.add("lock", 1, ttl=300) is True
-        assert [store.add("lock", 2, ttl=300) for store in (right, other, right)] == [False] * 3
-        assert [store.incr("n", initial=0, ttl=300) for store in (right, other, right)] == [1, 2, 3]
-        for store in (right, other):
-            assert store.get("before", fresh=True) == 1 and store.exists("k9") and store.touch("lock", 300)
-            assert store.get_many([f"k{number}" for number in range(10)]) == {f"k{number}": number for number in range(10)}
 
     # Add and compare-and-set
 
