@@ -192,7 +192,7 @@ def test_clear_is_limited_to_the_prefix(entry: Any, settings: Any) -> None:
 
 
 def test_aliases_are_keyspaces_of_their_own(entry: Any, settings: Any) -> None:
-    settings.CACHES = {"default": entry(), "twin": entry(), "named": entry(OPTIONS={"NAME": "default"})}
+    settings.CACHES = {"default": entry(), "twin": entry(), "named": entry(OPTIONS={"NAME": "django.django_project.default"})}
     caches["twin"].set("k", "twin")
     caches["default"].set("k", "default")
     assert [caches[alias].get("k") for alias in settings.CACHES] == ["default", "twin", "default"]

@@ -39,11 +39,16 @@ class Raw:
         return body, content_type
 
 
+def of_cache(alias: str = "default") -> dict[str, Any]:
+    """The keyspace of a cache, as one who takes no side opens it."""
+    return {"name": f"django.django_project.{alias}", "_maker": ""}
+
+
 @pytest.fixture
 def attacker(cache: Any, url: str, prefix: str) -> Iterator[mqkv.Store]:
     RAN.clear()
     cache.set("made", 1)
-    with mqkv.Store(url, prefix=prefix, layout="shared", name="default", codec=Raw(), read_timeout=5) as store:
+    with mqkv.Store(url, prefix=prefix, layout="shared", **of_cache(), codec=Raw(), read_timeout=5) as store:
         yield store
     assert not RAN, "code of an attacker has run"
 
@@ -111,8 +116,8 @@ def test_a_record_of_another_cache_or_type_is_a_miss(memory_entry: Any, settings
     caches["default"].set("made", 1)
     place = {"prefix": prefix, "layout": "shared", "codec": Raw()}
     with (
-        mqkv.Store(f"memory://{prefix}", name="other", **place) as other,
-        mqkv.Store(f"memory://{prefix}", name="default", **place) as default,
+        mqkv.Store(f"memory://{prefix}", **of_cache("other"), **place) as other,
+        mqkv.Store(f"memory://{prefix}", **of_cache(), **place) as default,
     ):
         body, content_type = other.get(":1:k")
         default.set(":1:k", (body, content_type))
@@ -178,7 +183,7 @@ def test_the_other_serializers(memory_entry: Any, settings: Any, serializer: str
     assert cache.incr("n") == 6
     pickled = SignedCodec(PickleSerializer(), "pickle").encode_for(":1:p", Bomb())
     config = caches["default"]._shared.config
-    with mqkv.Store(config.url, prefix=config.prefix, layout="shared", codec=Raw()) as store:
+    with mqkv.Store(config.url, prefix=config.prefix, layout="shared", **of_cache(), codec=Raw()) as store:
         store.set(":1:p", pickled)
     assert cache.get("p") is None and not RAN
 
@@ -207,7 +212,7 @@ def test_a_bomb_without_a_secret_is_not_decompressed(memory_entry: Any, settings
     cache = caches["default"]
     cache.set("k", "a" * 900)
     bomb = b"\x01" + bytes(32) + zlib.compress(bytes(10**7))
-    with mqkv.Store(f"memory://{prefix}", prefix=prefix, layout="shared", codec=Raw()) as store:
+    with mqkv.Store(f"memory://{prefix}", prefix=prefix, layout="shared", **of_cache(), codec=Raw()) as store:
         store.set(":1:k", (bomb, "application/x-mqkv-django; as=str; in=zlib"))
     assert misses(cache)
 

@@ -101,7 +101,7 @@ def test_gunicorn_with_preload(broker: Any, prefix: str, arguments: list[str], p
             fetch(f"{base}/set/?key=k&value=v{n}")
             time.sleep(0.05)  # a set is confirmed when the broker has it; others have it a moment later
             everybody_says(base, f"{path}?key=k", f"v{n}")
-    with mqkv.Store(broker.url, prefix=prefix, layout="shared") as store:
+    with mqkv.Store(broker.url, prefix=prefix, layout="shared", name="django.django_project.default", _maker="") as store:
         store.purge()
 
 

@@ -148,7 +148,7 @@ def purge(places: dict[str, str]) -> None:
     mqkv.django.close_stores()
     for location in places.values():
         for name in ("suite", "sessions", "cull", "zero_cull"):
-            with mqkv.Store(location, prefix="django-suite", layout="shared", name=name) as store:
+            with mqkv.Store(location, prefix="django-suite", layout="shared", name=name, _maker="") as store:
                 store.purge()
 
 

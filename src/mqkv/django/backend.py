@@ -79,7 +79,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
             with problems.gathered():  # what else is there to say
                 try_out(store_config(somewhere, options, "default", None))
             problems.tell()
-        super().__init__({**params, "OPTIONS": params.get("OPTIONS") or {}})
+        super().__init__({**params, "OPTIONS": {}})
         self._top_max_entries = int(params["max_entries"]) if "max_entries" in params else None
         self._aliases = find_aliases(type(self), location, params)
         if len(self._aliases) > 1 and "name" not in options:

@@ -9,12 +9,14 @@ mqkv.W002  an entry has a name that nobody reads
 mqkv.W003  (deploy) the user guest on a broker that is not on this machine
 mqkv.W004  (deploy) amqp:// without TLS to a broker that is not on this machine
 mqkv.W005  an OPTION of a Redis cache, without a meaning here
+mqkv.W006  two caches in one keyspace, one of which clears what the other keeps
+mqkv.W007  the default name of the keyspace may well be that of another project, too
 =========  =========================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,12 +25,30 @@ from django.core import checks
 from django.utils.module_loading import import_string
 
 from mqkv.django.backend import StreamCache
-from mqkv.django.config import TOP_LEVEL, read_location
+from mqkv.django.config import TOP_LEVEL, project_name, read_location, store_config
 from mqkv.django.errors import InvalidCacheOption, Problem
 from mqkv.django.options import examine_options
 from mqkv.django.run import register
 
 _HERE = {"localhost", "127.0.0.1", "::1"}
+
+#: Packages of URLs that templates for projects, and tutorials, make.
+_MANY_HAVE = {
+    "config",
+    "conf",
+    "core",
+    "project",
+    "mysite",
+    "site",
+    "app",
+    "src",
+    "backend",
+    "server",
+    "web",
+    "api",
+    "main",
+    "urls",
+}
 
 
 def _ours() -> Iterator[tuple[str, type[StreamCache], Mapping[str, Any]]]:
@@ -76,6 +96,34 @@ def _problems(backend: type[StreamCache], location: Any, params: dict[str, Any])
     except InvalidCacheOption as error:
         broken = error
     return () if broken is None else broken.problems
+
+
+@register()
+def check_keyspaces(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """No cache clears what another keeps, in this project or in another one."""
+    found: list[checks.CheckMessage] = []
+    caches: list[tuple[str, Hashable, str]] = []
+    for alias, _, entry in _ours():
+        params = _params(entry)
+        options = examine_options(params).options
+        try:
+            config = store_config(entry.get("LOCATION", ""), options, alias, None)
+        except InvalidCacheOption:
+            continue  # told of already
+        where = (config.url, config.prefix, config.name, config.layout)
+        # With a KEY_FUNCTION clear() is of the whole keyspace, and keys may look like anything.
+        own = f"{params.get('KEY_PREFIX', '')}:" if params.get("KEY_FUNCTION") is None else ""
+        for other, there, theirs in caches:
+            if there == where and (own.startswith(theirs) or theirs.startswith(own)):
+                problem = f"it is in one keyspace with CACHES[{other!r}], and clear() of one removes keys of the other."
+                hint = "Give each a KEY_PREFIX, or an OPTIONS['name'], of its own."
+                found.append(_warning(alias, "W006", problem, hint))
+        caches.append((alias, where, own))
+        if config.url.startswith("amqp") and not {"name", "prefix"} & options.keys() and project_name() in _MANY_HAVE:
+            problem = f"its keyspace is {config.prefix}.{config.name}, and many projects have a package {project_name()!r}."
+            hint = "If others may be on this virtual host, set OPTIONS['prefix'] to a word for this project."
+            found.append(_warning(alias, "W007", problem, hint))
+    return found
 
 
 @register(deploy=True)

@@ -52,6 +52,7 @@ class StoreConfig:
     name: str
     prefix: str
     layout: str
+    maker: str
     secrets: tuple[bytes, ...] = field(repr=False)
     serializer: Any
     compressor: Any
@@ -146,6 +147,17 @@ def embedded_url() -> str:
     return folder.as_uri()
 
 
+def project_name() -> str:
+    """A word for this project: the same in all of its processes, on every machine and in every release. So it is no path and no
+    secret, which change, but the package of its URLs, or of its settings."""
+    for named in (getattr(settings, "ROOT_URLCONF", None), os.environ.get("DJANGO_SETTINGS_MODULE")):
+        path = named if isinstance(named, str) else getattr(named, "__name__", "")
+        package = path.partition(".")[0]
+        if package and package != "__main__":
+            return package
+    return "project"
+
+
 def find_aliases(backend: type, location: Any, params: Mapping[str, Any]) -> list[str]:
     """The aliases whose entry in CACHES a backend object was built from; Django does not tell it."""
     found = []
@@ -183,9 +195,10 @@ def store_config(location: Any, options: Mapping[str, Any], alias: str, max_entr
             chosen[name] = options[name]
     return StoreConfig(
         url=url,
-        name=options.get("name", alias),
+        name=options.get("name") or f"django.{project_name()}.{alias}",
         prefix=options.get("prefix", "mqkv"),
         layout=options.get("layout", "shared"),
+        maker=f"django:{project_name()}"[:100],
         secrets=read_secrets() if options.get("signed", True) else (),
         serializer=_hashable(options.get("serializer", "pickle")),
         compressor=_hashable(options.get("compressor")),

@@ -1,9 +1,11 @@
 """The OPTIONS of a cache, in either case::
 
-    name                    the keyspace: caches of one name share their keys. Default: django.PROJECT.ALIAS
+    name                    the keyspace: caches of one name share their keys. Default: django.PROJECT.ALIAS, where PROJECT is
+                            the package of ROOT_URLCONF
     prefix                  stands before the name in the stream's name. Default: mqkv
     layout                  "shared" (all keys in one stream; the default) or "per-key" (a stream a key)
-    MAX_ENTRIES             the oldest writes are evicted past it. Default: no bound
+    MAX_ENTRIES             the oldest writes are evicted past it, in all processes; the newest value that a process was given
+                            holds, math.inf takes the bound away. Default: whatever holds; nothing, unless somebody gave one
     read_timeout            seconds that a read may wait. Default: 2
     write_timeout           seconds that a write may wait. Default: 2
     SOCKET_TIMEOUT          sets both
@@ -94,7 +96,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "socket_timeout": _seconds_or_none,
     "socket_connect_timeout": _seconds_or_none,
     "confirm": _boolean,
-    "max_entries": lambda value: None if value is None else count(value),
+    "max_entries": lambda value: value if value is None or value == math.inf else count(value),
     "cull_frequency": lambda value: count(value, least=0),
     "max_staleness": lambda value: 0 if value in (0, "0") else _seconds_or_none(value),
     "serializer": _given,

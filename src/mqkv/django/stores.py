@@ -138,6 +138,7 @@ def _open(kind: Any, config: StoreConfig, url: str, codec: Any) -> Any:
             layout=config.layout,
             codec=codec,
             logger=logger,
+            _maker=config.maker,
             **dict(config.store_options),
         )
     except mqkv.Error as error:
