@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
-from mqkv.errors import Error, ReadTimeout
+from mqkv.errors import Error, ReadTimeout, WriteTimeout
 from mqkv.streams.base import Promise
 
 T = TypeVar("T")
@@ -113,6 +113,10 @@ class Deadline:
     def left(self) -> float:
         """The seconds that are left, or 0."""
         return max(self._at - time.monotonic(), 0.0)
+
+    @property
+    def writing(self) -> bool:
+        return self.late is WriteTimeout
 
     def renew(self) -> None:
         """Begin anew. For what takes as long as there is much of it (a load): there only silence is bounded."""

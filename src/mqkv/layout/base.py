@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from mqkv.clock import writer_of
@@ -25,11 +26,11 @@ from mqkv.view import Shown
 from mqkv.waiting import Deadline, wait
 from mqkv.watch import Dispatcher, Watch
 
-#: A load that makes no progress for so many seconds has failed.
-STALL = 10.0
+#: A load has failed when nothing has come for so many seconds, or for its deadline if that is more.
+STALL = 2.0
 
-#: What a caller waits longer than an engine that keeps its timeouts.
-GRACE = 1.0
+#: What a caller waits longer than an engine that keeps its timeouts, whose errors know more.
+GRACE = 0.25
 
 NOTHING: dict[str, Shown] = {}
 
@@ -332,6 +333,15 @@ async def settled(promise: Promise[int], deadline: Deadline, stream: str) -> int
     return promise.result()
 
 
+@contextmanager
+def before(deadline: Deadline, what: str) -> Iterator[None]:
+    """Of a record that must stand before the call does what it is for: where its outcome is unknown, the call has not done it."""
+    try:
+        yield
+    except OutcomeUnknown as error:
+        raise deadline.late(f"{what} was not settled within {deadline}, and nothing else was done") from error
+
+
 async def answered(promise: Promise[T], deadline: Deadline, stream: str) -> T:
     """The result of asking an engine about a stream."""
     if not await wait(promise, deadline.left + GRACE):
@@ -342,13 +352,19 @@ async def answered(promise: Promise[T], deadline: Deadline, stream: str) -> T:
 async def attached(table: Table, deadline: Deadline) -> Table:
     """Wait until whatever is appended from now on will be folded. A table that can't is closed."""
     try:
-        if not await wait(table.tail.attached, deadline.left + STALL):
+        if not await wait(table.tail.attached, opening(deadline) + GRACE):
             raise deadline.late(f"stream {table.stream} could not be opened within {deadline}: is the broker well?")
         table.tail.attached.result()
     except BaseException:
         table.tail.close()
         raise
     return table
+
+
+def opening(deadline: Deadline) -> float:
+    """For how many seconds opening a stream may be waited for. For a read it is the beginning of a load; a write can't be sent
+    before, and has its own time for that."""
+    return deadline.left if deadline.writing else max(deadline.left, STALL)
 
 
 async def loaded(table: Table, deadline: Deadline) -> Table:

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from mqkv.check import queue_name
 from mqkv.errors import Error, StreamMissing
-from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded
+from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded, opening
 from mqkv.layout.bounded import Bounded
 from mqkv.logfmt import Log
 from mqkv.streams.base import Engine, Promise, Start
@@ -150,18 +150,18 @@ class FollowedKeys(Keyspace):
     async def _alone(self, key: str, deadline: Deadline) -> bool:
         """Whether nobody else is opening this key's table; else wait until it is opened."""
         with self._lock:
-            opening = self._opening.get(key)
-            if opening is None:
+            under_way = self._opening.get(key)
+            if under_way is None:
                 self._opening[key] = Promise()
                 return True
-        if not await wait(opening, deadline.left + STALL):
+        if not await wait(under_way, opening(deadline)):
             raise deadline.late(f"somebody else has been opening the stream of key {key!r} for {deadline}")
         return False
 
     def _opened(self, key: str) -> None:
         with self._lock:
-            opening = self._opening.pop(key)
-        opening.resolve(None)
+            under_way = self._opening.pop(key)
+        under_way.resolve(None)
 
     def _doubted(self, key: str, table: Table) -> None:
         """Watchers wait for what a table can't judge: read the whole stream, in a thread of its own. (This is rare: after a lost

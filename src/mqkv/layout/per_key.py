@@ -18,7 +18,7 @@ from mqkv.codecs import DEFAULT, BoundCodec
 from mqkv.errors import Closed, Error, OutcomeUnknown, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
-from mqkv.layout.base import Options, answered, loaded, reached, rebuilt
+from mqkv.layout.base import Options, answered, before, loaded, reached, rebuilt
 from mqkv.layout.followed import FollowedKeys, windows
 from mqkv.layout.patterns import follow_pattern
 from mqkv.layout.shared import SharedKeyspace
@@ -303,7 +303,8 @@ class PerKeyKeyspace(FollowedKeys):
         if new:
             batch, now = of_sets(new), time_ms(self.options.clock())
             record = Record("set_many", "", pack(batch), written_ms=now, id=new_id(), batch=batch)
-            await self._directory.write(record, deadline, confirm=True)
+            with before(deadline, "a key's place in the directory"):
+                await self._directory.write(record, deadline, confirm=True)
 
     # Watching
 

@@ -9,7 +9,7 @@ from mqkv.errors import Closed, Error, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout import settings
-from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, attached, loaded, rebuilt, settled
+from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, attached, before, loaded, opening, rebuilt, settled
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Start
@@ -185,7 +185,7 @@ class SharedKeyspace(Keyspace):
         return table
 
     async def _hold(self, deadline: Deadline) -> None:
-        if not await self._opening.take(deadline.left + STALL):
+        if not await self._opening.take(opening(deadline)):
             raise deadline.late(f"somebody else has been opening stream {self.stream} for {deadline}")
 
     async def _barrier(self, table: Table, deadline: Deadline) -> None:
@@ -193,7 +193,8 @@ class SharedKeyspace(Keyspace):
         if self.engine.exact:
             self.catch_up()
         else:
-            await self.write_to(table, Record("sync", "", id=new_id()), deadline, confirm=True, shared=True)
+            with before(deadline, f"a marker in stream {self.stream}"):
+                await self.write_to(table, Record("sync", "", id=new_id()), deadline, confirm=True, shared=True)
 
     async def _attach(self, deadline: Deadline, *, declare: bool) -> Table:
         """Open the table; where there is no stream, make it and write its settings first."""
@@ -220,7 +221,8 @@ class SharedKeyspace(Keyspace):
         """The first record of a keyspace: its settings. (It also wakes LavinMQ, where the first record of a stream may wake
         nobody.)"""
         message = to_message(settings.founding(self.options), shared=True)
-        await settled(table.tail.append(message, deadline.left), deadline, self.stream)
+        with before(deadline, f"the settings of stream {self.stream}"):
+            await settled(table.tail.append(message, deadline.left), deadline, self.stream)
 
     def _settle(self, table: Table) -> None:
         """When a keyspace was opened: tell who made it, and have it kept as this store was told by name to keep it. Once, so that

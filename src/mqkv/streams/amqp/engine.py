@@ -13,15 +13,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from mqkv.errors import Closed, ConnectionFailed, Error, ReadTimeout
+from mqkv.errors import OutcomeUnknown, ReadTimeout, WriteTimeout
 from mqkv.logfmt import Log
 from mqkv.streams.amqp import reads
-from mqkv.streams.amqp.failures import Dropped, Unavailable, damaged, ours
 from mqkv.streams.amqp.feeds import Stream
 from mqkv.streams.amqp.link import Link, connect_timeout
 from mqkv.streams.amqp.publisher import Publisher
+from mqkv.streams.amqp.questions import Question
 from mqkv.streams.amqp.session import Session
-from mqkv.streams.amqp.tails import EMPTY_AFTER, STRIKES, AmqpTail
+from mqkv.streams.amqp.tails import AmqpTail
 from mqkv.streams.amqp.tasks import spawn
 from mqkv.streams.base import Delivery, Engine, Promise, Sink, Start, Tail
 from mqkv.url import URL
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 #: What a call may take past its deadline: the last answer on its way.
 GRACE = 0.6
+#: Seconds of a read's time that are kept for the broker's answer when the stream was silent.
+ANSWER = 0.1
 
 
 class AmqpEngine(Engine):
@@ -59,26 +61,42 @@ class AmqpEngine(Engine):
         return self._waited(self.begin_last(stream, timeout), stream, timeout)
 
     def begin_declare(self, stream: str, max_age: int | None, timeout: float) -> Promise[None]:
-        async def declare(session: Session, left: float) -> None:
-            await reads.declare(session, stream, max_age, self._replicas)
+        late = WriteTimeout(f"the broker did not answer within {timeout:g} s when stream {stream} was declared")
+        question: Question[None] = Question(self._link, stream, timeout, late)
+
+        async def declare(session: Session) -> None:
+            await reads.declare(session, stream, max_age, self._replicas, question.over)
             self._log(logging.INFO, "declare", stream=stream, max_age=max_age)
 
-        return self._ask(stream, timeout, declare)
+        return self._ask(question, declare)
 
     def begin_delete(self, stream: str, timeout: float) -> Promise[None]:
-        async def delete(session: Session, left: float) -> None:
-            await reads.delete(session, stream)
+        late = OutcomeUnknown(f"the broker did not answer within {timeout:g} s when stream {stream} was deleted: it may be gone")
+        question: Question[None] = Question(self._link, stream, timeout, late)
+
+        async def delete(session: Session) -> None:
+            await reads.delete(session, stream, question.over)
             if stream in self._streams:
                 self._streams[stream].top = -1
             self._log(logging.INFO, "delete", stream=stream)
 
-        return self._ask(stream, timeout, delete)
+        return self._ask(question, delete)
 
     def begin_last(self, stream: str, timeout: float) -> Promise[Delivery | None]:
-        def read(session: Session, left: float) -> Awaitable[Delivery | None]:
-            return reads.newest(session, stream, self._link.later, max(left, min(timeout, EMPTY_AFTER)))
+        late = ReadTimeout(f"the broker did not answer within {timeout:g} s about stream {stream}")
+        question: Question[Delivery | None] = Question(self._link, stream, timeout, late)
 
-        return self._ask(stream, timeout, read)
+        def read(session: Session) -> Awaitable[Delivery | None]:
+            # The last part is for the answer that proves that the silence was the stream's and not the broker's.
+            patience = question.left - min(ANSWER, timeout / 4)
+            return reads.newest(session, stream, self._link.later, max(patience, 0), question.over)
+
+        return self._ask(question, read)
+
+    def _ask(self, question: Question[T], ask: Callable[[Session], Awaitable[T]]) -> Promise[T]:
+        self._link.check()
+        self._link.call(lambda: question.begin(ask))
+        return question.promise
 
     def open(self, stream: str, start: Start | int, sink: Sink) -> Tail:
         self._link.check()
@@ -98,14 +116,6 @@ class AmqpEngine(Engine):
 
     # Callers' threads
 
-    def _ask(self, stream: str, timeout: float, question: Callable[[Session, float], Awaitable[T]]) -> Promise[T]:
-        """Have the I/O thread ask the broker."""
-        self._link.check()
-        promise: Promise[T] = Promise()
-        deadline = time.monotonic() + timeout
-        self._link.call(lambda: spawn(self._answer(promise, deadline, stream, question)))
-        return promise
-
     def _waited(self, promise: Promise[T], stream: str, timeout: float) -> T:
         if not promise.wait(timeout + GRACE):
             # No connection at all is told by the I/O thread, so there was one, and it is silent.
@@ -113,34 +123,6 @@ class AmqpEngine(Engine):
         return promise.result()
 
     # The I/O thread
-
-    async def _answer(
-        self, promise: Promise[T], deadline: float, stream: str, question: Callable[[Session, float], Awaitable[T]]
-    ) -> None:
-        problem: Exception = ConnectionFailed(f"no connection to {self.url} in time")
-        pause, strikes = 0.02, 0
-        while not promise.done():
-            try:
-                session = await self._link.up(deadline)
-                promise.resolve(await question(session, deadline - time.monotonic()))
-                return
-            except (Dropped, Unavailable) as error:
-                problem = error
-                strikes += isinstance(error, Dropped) and error.code == 541
-                if self._link.closed:
-                    promise.reject(Closed("this engine was closed meanwhile"))
-                    return
-            except Error as error:
-                promise.reject(error)
-                return
-            if strikes >= STRIKES:
-                promise.reject(damaged(stream))
-                return
-            if time.monotonic() + pause >= deadline:
-                promise.reject(ours(problem, self.url))
-                return
-            await self._link.sleep(pause)
-            pause = min(pause * 2, 0.5)
 
     def _open(self, tail: AmqpTail) -> None:
         if tail.closed:

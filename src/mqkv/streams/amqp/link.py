@@ -221,14 +221,15 @@ class Link:
             return self.session
         waiter: Future[Session] = Future()
         self._waiting.append(waiter)
-        forget = self.later(deadline - time.monotonic(), lambda: waiter.reject(self._late()))
+        forget = self.later(deadline - time.monotonic(), lambda: waiter.reject(self.late()))
         self.connect()
         try:
             return await waiter
         finally:
             forget()
 
-    def _late(self) -> ConnectionFailed:
+    def late(self) -> ConnectionFailed:
+        """What is raised where there was no connection in time."""
         problem = ConnectionFailed(f"no connection to {self.url} in time: is the broker running and reachable? Nothing was sent")
         problem.__cause__ = self._last_error
         return problem

@@ -20,6 +20,9 @@ from mqkv.streams.base import Delivery
 
 Later = Callable[[float, Callable[[], None]], Callable[[], None]]
 
+#: Resolved when nobody waits for the answer any more.
+Over = Future[None] | None
+
 
 class _Reader:
     """A consumer of one read: keeps the newest message that it was given."""
@@ -52,9 +55,9 @@ class _Reader:
         return self.newest is not None and self.newest[0] >= self.wanted
 
 
-async def probe(session: Session, stream: str) -> int:
+async def probe(session: Session, stream: str, over: Over = None) -> int:
     """See that a queue of this name exists, and how many messages it says it has. Raises ``StreamMissing``, ``Unavailable``."""
-    lane = await session.lane()
+    lane = await session.lane(over)
     try:
         answer = await lane.request("queue_declare", stream, passive=True)
     except Dropped as drop:
@@ -64,14 +67,14 @@ async def probe(session: Session, stream: str) -> int:
     return int(answer.method.message_count)
 
 
-async def newest(session: Session, stream: str, later: Later, patience: float) -> Delivery | None:
+async def newest(session: Session, stream: str, later: Later, patience: float, over: Over = None) -> Delivery | None:
     """The newest message that was confirmed before; None for an empty stream.
 
     ``patience``: so many seconds of silence, with a barrier behind them, tell that a stream was never written (RabbitMQ).
     """
     if session.dialect.counts:
-        return await _by_count(session, stream, later, patience)
-    lane = await session.lane()
+        return await _by_count(session, stream, later, patience, over)
+    lane = await session.lane(over)
     try:
         return await _by_barrier(lane, stream, later, patience)
     finally:
@@ -94,12 +97,12 @@ async def _by_barrier(lane: Channel, stream: str, later: Later, patience: float)
     return reader.newest
 
 
-async def _by_count(session: Session, stream: str, later: Later, patience: float) -> Delivery | None:
+async def _by_count(session: Session, stream: str, later: Later, patience: float, over: Over) -> Delivery | None:
     """LavinMQ: the count is exact and offsets are dense, so first offset and count name the newest."""
-    count = await probe(session, stream)
+    count = await probe(session, stream, over)
     if count == 0:
         return None
-    lane = await session.lane()
+    lane = await session.lane(over)
     try:
         first = await _read(lane, stream, "first", 0, later, patience)
         end = newest_offset(first[0], count)
@@ -125,14 +128,14 @@ async def _read(lane: Channel, stream: str, offset: str | int, wanted: int, late
     return reader.newest
 
 
-async def declare(session: Session, stream: str, max_age: int | None, replicas: int | None) -> None:
+async def declare(session: Session, stream: str, max_age: int | None, replicas: int | None, over: Over = None) -> None:
     """Make the stream, unless it exists, however it was declared."""
     arguments: dict[str, str | int] = {"x-queue-type": "stream"}
     if max_age is not None:
         arguments["x-max-age"] = f"{max_age}s"
     if replicas is not None:
         arguments["x-initial-cluster-size"] = replicas
-    lane = await session.lane()
+    lane = await session.lane(over)
     try:
         await lane.request("queue_declare", stream, durable=True, arguments=arguments)
     except Dropped as drop:
@@ -144,9 +147,9 @@ async def declare(session: Session, stream: str, max_age: int | None, replicas: 
         session.give(lane)
 
 
-async def delete(session: Session, stream: str) -> None:
+async def delete(session: Session, stream: str, over: Over = None) -> None:
     """Delete the queue, if it is there."""
-    lane = await session.lane()
+    lane = await session.lane(over)
     try:
         await lane.request("queue_delete", stream)
     except Dropped as drop:

@@ -10,7 +10,6 @@ It knows AMQP methods and pika's channels; it knows no tail, append or sink but 
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, Protocol
 
 from pika.channel import Channel as RawChannel
@@ -190,7 +189,7 @@ class Session:
         self._for_tails: list[Channel] = []
         self._idle: list[Channel] = []
         self._lanes = 0
-        self._waiting: deque[Future[None]] = deque()
+        self._waiting: dict[Future[None], None] = {}
         self._tags = 0
         connection.on_deliveries = self.on_deliveries
         connection.widen()
@@ -235,8 +234,9 @@ class Session:
         await channel.opened
         return channel
 
-    async def lane(self) -> Channel:
-        """A channel to have to oneself; ``give`` it back. Waits for one where all are in use."""
+    async def lane(self, over: Future[None] | None = None) -> Channel:
+        """A channel to have to oneself; ``give`` it back. Waits for one where all are in use, until nobody wants it any more
+        (``over``)."""
         while True:
             while self._idle:
                 channel = self._idle.pop()
@@ -252,8 +252,13 @@ class Session:
                     self._lanes -= 1
                     raise
             turn: Future[None] = Future()
-            self._waiting.append(turn)
-            await turn
+            self._waiting[turn] = None
+            if over is not None:
+                over.then(lambda turn=turn: turn.reject(Dropped("nobody waits for this any more")))  # type: ignore[misc]
+            try:
+                await turn
+            finally:
+                self._waiting.pop(turn, None)
 
     def give(self, lane: Channel) -> None:
         if lane.drop is None:
@@ -261,7 +266,7 @@ class Session:
         else:
             self._lanes -= 1
         if self._waiting:
-            self._waiting.popleft().resolve(None)
+            next(iter(self._waiting)).resolve(None)
 
     def forget(self, channel: Channel) -> None:
         if self._channels.get(channel.number) is channel:

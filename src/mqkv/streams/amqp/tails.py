@@ -21,9 +21,10 @@ from mqkv.streams.amqp.failures import Dropped, Unavailable, damaged, ours
 from mqkv.streams.amqp.feeds import Feed, Stream
 from mqkv.streams.amqp.lookout import Lookout
 from mqkv.streams.amqp.publisher import Append, Publisher
+from mqkv.streams.amqp.questions import STRIKES
 from mqkv.streams.amqp.reads import newest, probe
 from mqkv.streams.amqp.session import Channel, Session
-from mqkv.streams.amqp.tasks import spawn
+from mqkv.streams.amqp.tasks import Future, spawn
 from mqkv.streams.base import Delivery, Message, Promise, Sink, Start, Tail
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 #: Silence for so many seconds after consuming, with a barrier behind it, means: nothing was ever written (RabbitMQ).
 EMPTY_AFTER = 0.5
-#: A stream that breaks the connection so often in a row when it is read is damaged.
-STRIKES = 4
 LONGEST_PAUSE = 1.0
 #: Barriers without a message before them, after which the broker is asked what the newest is.
 DOUBT = 20
@@ -66,6 +65,7 @@ class AmqpTail(Tail):
         self._channel: Channel | None = None
         self._tag = ""
         self._strikes = 0
+        self._over: Future[None] = Future()  # resolved when it is left
         self._lookout = Lookout(self, link)
         self._sink = sink
         self._publisher = publisher
@@ -110,6 +110,7 @@ class AmqpTail(Tail):
     def _leave(self) -> None:
         self.left = True
         self.epoch += 1
+        self._over.resolve(None)
         self._detach()
         self.stream.remove(self)
 
@@ -192,7 +193,7 @@ class AmqpTail(Tail):
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _try(self, session: Session, epoch: int) -> None:
-        await probe(session, self.stream.name)
+        await probe(session, self.stream.name, self._over)
         if not self._placed:
             await self._place(session)
         channel = await session.for_tail()
