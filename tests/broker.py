@@ -171,8 +171,21 @@ class Node(ABC):
             self._process = self.pid = None
 
     def stop(self) -> None:
-        """SIGSTOP: connections stay open, nothing answers. ``cont`` ends it."""
+        """SIGSTOP: connections stay open, nothing answers. ``cont`` ends it. Returns when all of its threads have stopped."""
         self._signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 2
+        while self._runs() and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    def _runs(self) -> bool:
+        """Whether any thread of the node runs (as far as the system tells: Linux)."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getpgid(int(process.name)) == self.pid:
+                    states = [stat.read_text().rpartition(")")[2].split()[0] for stat in process.glob("task/*/stat")]
+                    if set(states) - set("TZX"):
+                        return True
+        return False
 
     def cont(self) -> None:
         """SIGCONT, after ``stop``."""
