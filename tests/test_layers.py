@@ -36,7 +36,8 @@ LAYERS = {
     "batch": "errors codecs",
     "record": "errors codecs batch streams.base",
     "clock": "",
-    "state": "clock record",
+    "remembered": "",
+    "state": "clock record remembered",
     "number": "codecs state",
     "locks": "record state",
     "operations": "codecs record state number locks",
@@ -68,7 +69,7 @@ LAYERS = {
     "testing.*": "*",
     "mqkv": "codecs errors store aio mapping watch lock",
 }
-PURE = ["batch", "record", "clock", "state", "number", "locks", "operations", "fold", "compaction"]
+PURE = ["batch", "record", "clock", "remembered", "state", "number", "locks", "operations", "fold", "compaction"]
 NOT_PURE = {
     "socket",
     "ssl",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from cachetools import FIFOCache
 
 from mqkv.clock import LogClock
 from mqkv.record import Record
+from mqkv.remembered import FastIds, SmallIds
 
 ID_WINDOW = 10_000
 LONGEST_MAKER = 100  #: characters
@@ -81,23 +81,9 @@ class State:
         self.clock = LogClock()
         self.locks: dict[str, Lock] = {}
         self.removed: list[str] = []  #: keys that were dropped or evicted since the caller last looked and cleared
-        self._ids: set[str] = set()
-        self._id_order: deque[str | None] = deque()
+        self._ids: FastIds | SmallIds = (SmallIds if single else FastIds)(self.settings.id_window)
+        self.is_repeat = self._ids.is_repeat  #: whether a record with this id was seen; remembers it
         self._expiries: list[tuple[int, str, int]] = []
-
-    def is_repeat(self, id: str | None) -> bool:
-        """Whether a record with this id was seen; remembers it."""
-        order = self._id_order
-        if id is not None:
-            if id in self._ids:
-                return True
-            self._ids.add(id)
-        order.append(id)
-        if len(order) > self.settings.id_window:
-            old = order.popleft()
-            if old is not None:
-                self._ids.discard(old)
-        return False
 
     def knows(self, id: str | None) -> bool:
         """Whether a record with this id was seen lately."""
@@ -159,10 +145,7 @@ class State:
         for key, cell in sorted(self.cells.items(), key=lambda item: item[1].revision):  # a dict keeps the order of first writes
             cells[key] = cell
         self.cells = cells
-        while len(self._id_order) > settings.id_window:
-            old = self._id_order.popleft()
-            if old is not None:
-                self._ids.discard(old)
+        self._ids.resize(settings.id_window)
 
 
 class _Bounded(FIFOCache[str, Cell]):
