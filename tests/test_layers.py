@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mqkv"
 BOTTOM = "errors check ids logfmt codecs"  # know nothing of mqkv but errors; anyone above may import them
 ENGINE = f"{BOTTOM} url streams.base"
 CORE = f"{BOTTOM} batch number record clock fold view hearing table waiting watch streams.base"
-ADAPTER = "mqkv errors store"
+ADAPTER = "mqkv errors store outage"
 
 # module (or pattern): the modules of mqkv that it may import; the first line that fits counts
 LAYERS = {
@@ -58,6 +58,7 @@ LAYERS = {
     "store": f"{BOTTOM} core writes lock waiting watch",
     "aio": f"{BOTTOM} core writes lock waiting watch streams.base",
     "mapping": ADAPTER,
+    "outage": "errors logfmt",
     "django": f"{ADAPTER} django.*",
     "django.*": f"{ADAPTER} django.*",
     "dogpile": "dogpile.*",

@@ -1,0 +1,118 @@
+"""What a cache does while its broker is away: one caller at a time finds out whether it is back, the others go on without it.
+
+For adapters whose callers would rather miss than fail. It knows errors, and no store.
+
+Rules:
+
+1. A call that failed through nobody's fault (:func:`is_outage`) begins an outage. The broker is then left alone for as long as
+   the failure took to show, within bounds: a page makes many calls, and should wait for one of them.
+2. When that time is over, one caller is let through, and the others rest until it knows.
+3. Reads may work where writes do not (no permission, an alarm of the broker): only a write ends what a failed write began.
+4. A read may have been answered by memory: it ends nothing while the process is out of touch.
+5. An outage is two lines in the log, its beginning and its end, however many calls it costs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mqkv.errors import Error, LockTimeout, UpgradeRequired
+from mqkv.logfmt import line
+
+#: For how many seconds a broker that failed is left alone, at least and at most.
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error is what the world did, and not the caller (nor another holder of a lock)."""
+    return isinstance(error, Error) and isinstance(error, (OSError, UpgradeRequired)) and not isinstance(error, LockTimeout)
+
+
+class Outage:
+    """Whether the broker is away, as the calls of one store have found. Thread-safe, and safe to use after a fork.
+
+    ``in_touch`` says whether the store's memory is as fresh as the broker. Asking costs a look at an attribute while all is well.
+    """
+
+    def __init__(
+        self, in_touch: Callable[[], bool], logger: logging.Logger, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._in_touch = in_touch
+        self._logger = logger
+        self._now = monotonic
+        self._reads: float | None = None  #: until when reads rest; None while all is well
+        self._writes: float | None = None
+        self._began: dict[str, float] = {}  #: empty while all is well; a dict, since one thread takes out what one has put in
+        self._spared = 0
+
+    @property
+    def on(self) -> bool:
+        """Whether there is an outage."""
+        return self._reads is not None or self._writes is not None
+
+    def resting(self, *, writing: bool) -> bool:
+        """Whether to go on without the broker. Who is told False finds out, and says so by ``failed`` or ``worked``."""
+        if not self.on:
+            return False
+        now = self._now()
+        reads, writes = self._reads, self._writes if writing else None
+        if max(reads or now, writes or now) > now:
+            self._spared += 1
+            return True
+        if reads is not None:
+            self._reads = now + LONGEST_PAUSE
+        if writes is not None:
+            self._writes = now + LONGEST_PAUSE
+        return False
+
+    def failed(self, error: Error, begun: float, *, writing: bool) -> None:
+        """A call that began at ``begun``, by the monotonic clock, could not be done."""
+        now = self._now()
+        until = now + min(max(now - begun, SHORTEST_PAUSE), LONGEST_PAUSE)
+        if not writing or self._reads is not None:
+            self._reads = until
+        if writing:
+            self._writes = until
+        if not self._began and self._began.setdefault("at", begun) is begun:
+            self._logger.warning("%s", line("outage", status="began", error=type(error).__name__, reason=error))
+
+    def worked(self, *, writing: bool) -> None:
+        """A call was done; by memory alone, perhaps."""
+        if not self.on:
+            return
+        if self._in_touch():
+            self._reads = None
+            if writing:
+                self._writes = None
+            self._end()
+        else:
+            pause = self._now() + SHORTEST_PAUSE
+            if self._reads is not None:
+                self._reads = pause
+            if writing and self._writes is not None:
+                self._writes = pause
+
+    def call(self, dropped: Any, verb: Callable[..., Any], *arguments: Any, writing: bool, **options: Any) -> Any:
+        """Call the store; ``dropped`` where the broker is away. Raises what is the caller's fault."""
+        if self.resting(writing=writing):
+            return dropped
+        begun = self._now()
+        try:
+            result = verb(*arguments, **options)
+        except Error as error:
+            if not is_outage(error):
+                self.worked(writing=writing)
+                raise
+            self.failed(error, begun, writing=writing)
+            return dropped
+        self.worked(writing=writing)
+        return result
+
+    def _end(self) -> None:
+        began = None if self.on else self._began.pop("at", None)
+        if began is not None:
+            spared, self._spared = self._spared, 0
+            self._logger.info("%s", line("outage", status="over", seconds=f"{self._now() - began:.1f}", spared=spared))
