@@ -5,18 +5,21 @@ from __future__ import annotations
 import pytest
 
 from mqkv.errors import ConnectionFailed, NotAStream, StreamMissing
-from mqkv.streams.amqp.dialect import choose, newest
+from mqkv.streams.amqp.dialect import LONGEST_NAME, ascii_name, choose, newest
 from mqkv.streams.amqp.failures import Dropped, Unavailable, queue_error
 
 
 def test_rabbitmq() -> None:
     dialect = choose({"product": "RabbitMQ", "version": "3.10.8"})
     assert (dialect.barrier, dialect.counts, dialect.own_record_patience, dialect.idle_look) == (True, False, None, None)
+    assert (dialect.acknowledge_at_once, dialect.mixes_kinds) == (False, False)
+    assert dialect.queue("p.ünïcode ☃ %") == "p.ünïcode ☃ %"
 
 
 def test_lavinmq() -> None:
     dialect = choose({"product": "LavinMQ", "version": "2.9.1"})
-    assert (dialect.barrier, dialect.counts) == (False, True)
+    assert (dialect.barrier, dialect.counts, dialect.acknowledge_at_once, dialect.mixes_kinds) == (False, True, True, True)
+    assert (dialect.queue("p.k"), dialect.queue("p.é ☃")) == ("p.k", "p.%C3%A9 %E2%98%83%")
     assert dialect.own_record_patience is not None and 0.02 <= dialect.own_record_patience <= 0.05
     assert dialect.idle_look == 1.0
 
@@ -30,6 +33,35 @@ def test_newest_by_count() -> None:
     assert newest(1, 0) is None
     assert newest(1, 1) == 1  # LavinMQ's first offset is 1
     assert newest(2207, 10) == 2216  # after retention
+
+
+NAMES = [
+    "k",
+    "k%",
+    "k%%",
+    "é",
+    "%C3%A9",
+    "%C3%A9%",
+    "%25",
+    "%",
+    "%%",
+    "e\u0301",
+    " ",
+    "☃" * 66,
+    "☃" * 65 + "é",
+    "x" * 200,
+    "é" * 100,
+]
+
+
+def test_names_in_ascii_are_never_the_same() -> None:
+    names = [*NAMES, *map(ascii_name, NAMES)]
+    assert len({ascii_name(name) for name in names}) == len(set(names))
+    for name in names:
+        there = ascii_name(name)
+        assert there.isascii() and there.isprintable() and len(there) <= LONGEST_NAME
+        if name.isascii() and not name.endswith("%"):
+            assert there == name, "what other programs can name keeps its name"
 
 
 @pytest.mark.parametrize(

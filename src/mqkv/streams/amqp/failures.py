@@ -49,12 +49,16 @@ def queue_error(drop: Dropped, stream: str) -> Exception:
     if drop.code == 404:
         return Unavailable(text) if is_away(text) else StreamMissing(f"there is no stream {stream}")
     if drop.code == 406 and ("x-queue-type" in text or "x-stream-offset" in text or "durable" in text):
-        return NotAStream(f"the queue {stream} exists and is not a stream: choose another prefix, or delete the queue")
+        return not_a_stream(stream)
     if drop.code == 403:
         return ConnectionFailed(
             f"the broker refused access to stream {stream}: give the user configure, write and read rights on it"
         )
     return drop
+
+
+def not_a_stream(stream: str) -> NotAStream:
+    return NotAStream(f"the queue {stream} exists and is not a stream: choose another prefix, or delete the queue")
 
 
 def damaged(stream: str) -> StreamDamaged:

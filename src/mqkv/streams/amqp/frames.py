@@ -11,6 +11,7 @@ It knows nothing of streams beyond consumer tags. Rules:
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from struct import Struct
 from typing import Any
@@ -30,6 +31,9 @@ _ACK = b"\x00\x3c\x00\x50"
 
 #: Bytes asked of the socket at a time (pika: 4 KiB).
 RECEIVE = 262_144
+
+#: Linux has it. It does not stay set: the kernel goes back to waiting as soon as we have sent something.
+QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 #: The transport that may be written to past its buffer while that is empty (TLS has a state of its own).
 PLAIN = "_AsyncPlaintextTransport"
@@ -57,6 +61,7 @@ class Connection(SelectConnection):  # type: ignore[misc]  # pika has no types
     on_deliveries: Callable[[int, str, int, list[Delivery]], None]
     on_confirm: Callable[[int, int, bool], None]
     quick = QUICK
+    _acknowledged: socket.socket | None = None
 
     def _init_connection_state(self) -> None:
         self._parts: list[bytes] = []
@@ -68,6 +73,18 @@ class Connection(SelectConnection):  # type: ignore[misc]  # pika has no types
         transport: Any = getattr(self, "_transport", None)
         if hasattr(transport, "_MAX_RECV_BYTES"):
             transport._MAX_RECV_BYTES = RECEIVE
+
+    def acknowledge_at_once(self) -> None:
+        """From now on tell the other side at once that its packets have come. Nothing where the system has no such thing."""
+        if QUICKACK is not None:
+            self._acknowledged = getattr(getattr(self, "_transport", None), "_sock", None)
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        try:
+            self._acknowledged.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)  # type: ignore[union-attr, arg-type]
+        except (OSError, AttributeError):  # closed; whoever reads or writes next finds out
+            self._acknowledged = None
 
     def _adapter_emit_data(self, data: bytes) -> None:
         """Send at once what the socket takes. pika would wait for the loop to say that it can be written to: two more rounds of
@@ -90,6 +107,8 @@ class Connection(SelectConnection):  # type: ignore[misc]  # pika has no types
         super()._on_connection_workflow_done(outcome() if isinstance(outcome, type) else outcome)
 
     def _on_data_available(self, data: bytes) -> None:
+        if self._acknowledged is not None:
+            self._acknowledge()
         if not self.quick:
             super()._on_data_available(data)
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mqkv.errors import Error
 from mqkv.streams.amqp.failures import Dropped, Unavailable
-from mqkv.streams.amqp.reads import newest, probe
+from mqkv.streams.amqp.reads import last_offset, probe
 from mqkv.streams.amqp.session import Session
 from mqkv.streams.amqp.tasks import spawn
 
@@ -72,5 +72,5 @@ class Lookout:
         self.keep(session)
 
     async def _overdue(self, session: Session, position: int) -> bool:
-        found = await newest(session, self._tail.stream.name, self._link.later, PATIENCE)
-        return found is not None and found[0] > position
+        last = await last_offset(session, self._tail.stream.name, self._link.later, PATIENCE)
+        return last is not None and last > position

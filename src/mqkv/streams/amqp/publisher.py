@@ -159,7 +159,7 @@ class Publisher:
         append.epoch = append.tail.epoch
         self._sequence += 1
         self._unconfirmed[self._sequence] = append
-        pieces.append(encode_publish(self._number, append.tail.stream.name))
+        pieces.append(encode_publish(self._number, self._session.dialect.queue(append.tail.stream.name)))
         pieces.append(encode_frames(self._number, properties, append.message.body, self._session.frame_max))
 
     def _send(self, pieces: list[bytes]) -> None:
@@ -220,10 +220,13 @@ class Publisher:
 
     def _on_return(self, raw: Any, method: Any, properties: Any, body: bytes) -> None:
         """The broker knows no queue of this name: nothing was written."""
+        if self._session is None:
+            return
         for append in list(self._unconfirmed.values()):
-            if append.message.id == properties.message_id and append.tail.stream.name == method.routing_key:
+            name = append.tail.stream.name
+            if append.message.id == properties.message_id and self._session.dialect.queue(name) == method.routing_key:
                 append.tail.drop(append)
-                self.reject(append, StreamMissing(f"there is no stream {method.routing_key}"))
+                self.reject(append, StreamMissing(f"there is no stream {name}"))
 
     def _on_close(self, session: Session, channel: Channel) -> None:
         """The channel broke under an append (refused, or too large); the connection may be well."""

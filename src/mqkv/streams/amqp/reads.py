@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from mqkv.errors import StreamMissing
 from mqkv.streams.amqp.dialect import newest as newest_offset
-from mqkv.streams.amqp.failures import Dropped, queue_error
+from mqkv.streams.amqp.failures import Dropped, not_a_stream, queue_error
 from mqkv.streams.amqp.session import Channel, Session
 from mqkv.streams.amqp.tasks import Future
 from mqkv.streams.base import Delivery
@@ -25,46 +25,70 @@ Over = Future[None] | None
 
 
 class _Reader:
-    """A consumer of one read: keeps the newest message that it was given."""
+    """A consumer of one read: keeps the first message at or after an offset, and the newest that it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: int = 0) -> None:
         self.received = 0
+        self.first: Delivery | None = None
         self.newest: Delivery | None = None
-        self.wanted = 0
-        self.first: Future[None] = Future()
+        self._wanted = wanted
+        self._came: Future[None] = Future()
 
     def receive(self, batch: list[Delivery]) -> None:
-        if batch:
-            self.newest = batch[-1]
-            if self.newest[0] >= self.wanted:
-                self.first.resolve(None)
+        if not batch:
+            return
+        self.newest = batch[-1]
+        if self.first is None:
+            self.first = next((each for each in batch if each[0] >= self._wanted), None)
+        if self.first is not None:
+            self._came.resolve(None)
 
     def cancelled(self) -> None:
-        self.first.reject(Dropped("the consumer was cancelled", 404))
+        self._came.reject(Dropped("the consumer was cancelled", 404))
 
     def dropped(self, reason: Dropped) -> None:
-        self.first.reject(reason)
+        self._came.reject(reason)
 
     async def heard(self, later: Later, patience: float) -> bool:
         """Whether what is wanted came within so many seconds."""
-        forget = later(patience, lambda: self.first.resolve(None))
+        forget = later(patience, lambda: self._came.resolve(None))
         try:
-            await self.first
+            await self._came
         finally:
             forget()
-        return self.newest is not None and self.newest[0] >= self.wanted
+        return self.first is not None
 
 
 async def probe(session: Session, stream: str, over: Over = None) -> int:
     """See that a queue of this name exists, and how many messages it says it has. Raises ``StreamMissing``, ``Unavailable``."""
     lane = await session.lane(over)
     try:
-        answer = await lane.request("queue_declare", stream, passive=True)
+        answer = await lane.request("queue_declare", session.dialect.queue(stream), passive=True)
     except Dropped as drop:
+        session.streams.discard(stream)
         raise queue_error(drop, stream) from drop
     finally:
         session.give(lane)
+    if session.dialect.mixes_kinds and stream not in session.streams:
+        await _check_kind(session, stream, over)
     return int(answer.method.message_count)
+
+
+async def _check_kind(session: Session, stream: str, over: Over) -> None:
+    """LavinMQ: a consumer whose priority is no number is refused on every queue, and in other words on a stream."""
+    lane = await session.lane(over)
+    try:
+        await lane.request(
+            "basic_consume", session.dialect.queue(stream), session.on_slow_delivery, arguments={"x-priority": "which kind?"}
+        )
+    except Dropped as drop:
+        if drop.code != 406:
+            raise queue_error(drop, stream) from drop
+        if "stream" not in str(drop):
+            raise not_a_stream(stream) from drop
+        session.streams.add(stream)
+    finally:
+        session.give(lane)
 
 
 async def newest(session: Session, stream: str, later: Later, patience: float, over: Over = None) -> Delivery | None:
@@ -97,35 +121,51 @@ async def _by_barrier(lane: Channel, stream: str, later: Later, patience: float)
     return reader.newest
 
 
+async def last_offset(session: Session, stream: str, later: Later, patience: float) -> int | None:
+    """The offset of the newest message, where the dialect counts; None for an empty stream."""
+    count = await probe(session, stream)
+    if count == 0:
+        return None
+    lane = await session.lane()
+    try:
+        first, _ = await _read(lane, stream, 0, later, patience)
+    finally:
+        session.give(lane)
+    return newest_offset(first, count)
+
+
 async def _by_count(session: Session, stream: str, later: Later, patience: float, over: Over) -> Delivery | None:
-    """LavinMQ: the count is exact and offsets are dense, so first offset and count name the newest."""
+    """LavinMQ: the count is exact and offsets are dense, so count and first offset name the newest. In this order: if retention
+    takes the beginning away in between, the offset is one that never comes, and whoever asks does so again; it is never too low.
+    """
     count = await probe(session, stream, over)
     if count == 0:
         return None
     lane = await session.lane(over)
     try:
-        first = await _read(lane, stream, "first", 0, later, patience)
-        end = newest_offset(first[0], count)
-        assert end is not None
-        return first if end == first[0] else await _read(lane, stream, end, end, later, patience)
-    except Dropped as drop:
-        raise queue_error(drop, stream) from drop
+        first = await _read(lane, stream, 0, later, patience)
+        wanted = newest_offset(first[0], count)
+        assert wanted is not None
+        return first if wanted == first[0] else await _read(lane, stream, wanted, later, patience)
     finally:
         session.give(lane)
 
 
-async def _read(lane: Channel, stream: str, offset: str | int, wanted: int, later: Later, patience: float) -> Delivery:
-    reader = _Reader()
-    reader.wanted = wanted
-    tag = await lane.consume(stream, offset, reader)
+async def _read(lane: Channel, stream: str, wanted: int, later: Later, patience: float) -> Delivery:
+    """The first message at or after an offset."""
+    reader = _Reader(wanted)
     try:
-        if not await reader.heard(later, patience):
-            raise Dropped("a delivery did not come")
-    finally:
-        lane.ack()
-        lane.cancel(tag)
-    assert reader.newest is not None
-    return reader.newest
+        tag = await lane.consume(stream, wanted, reader)
+        try:
+            if not await reader.heard(later, patience):
+                raise Dropped("a delivery did not come")
+        finally:
+            lane.ack()
+            lane.cancel(tag)
+    except Dropped as drop:
+        raise queue_error(drop, stream) from drop
+    assert reader.first is not None
+    return reader.first
 
 
 async def declare(session: Session, stream: str, max_age: int | None, replicas: int | None, over: Over = None) -> None:
@@ -137,7 +177,10 @@ async def declare(session: Session, stream: str, max_age: int | None, replicas: 
         arguments["x-initial-cluster-size"] = replicas
     lane = await session.lane(over)
     try:
-        await lane.request("queue_declare", stream, durable=True, arguments=arguments)
+        await lane.request("queue_declare", session.dialect.queue(stream), durable=True, arguments=arguments)
+        if session.dialect.mixes_kinds:
+            session.streams.add(stream)
+        return
     except Dropped as drop:
         error = queue_error(drop, stream)
         if drop.code != 406 or not isinstance(error, Dropped):
@@ -145,13 +188,15 @@ async def declare(session: Session, stream: str, max_age: int | None, replicas: 
         # A stream with other arguments: left as it is.
     finally:
         session.give(lane)
+    if session.dialect.mixes_kinds:
+        await _check_kind(session, stream, over)
 
 
 async def delete(session: Session, stream: str, over: Over = None) -> None:
     """Delete the queue, if it is there."""
     lane = await session.lane(over)
     try:
-        await lane.request("queue_delete", stream)
+        await lane.request("queue_delete", session.dialect.queue(stream))
     except Dropped as drop:
         error = queue_error(drop, stream)
         if not isinstance(error, StreamMissing):

@@ -98,7 +98,7 @@ class Channel:
         try:
             await self.request(
                 "basic_consume",
-                stream,
+                self.session.dialect.queue(stream),
                 self.session.on_slow_delivery,
                 consumer_tag=tag,
                 arguments={"x-stream-offset": offset},
@@ -185,6 +185,7 @@ class Session:
         self.frame_max = int(connection.params.frame_max)
         self.drop: Dropped | None = None
         self.blocked = False
+        self.streams: set[str] = set()  #: queues that were found to be streams, where the dialect mixes kinds
         self._channels: dict[int, Channel] = {}
         self._for_tails: list[Channel] = []
         self._idle: list[Channel] = []
@@ -193,6 +194,8 @@ class Session:
         self._tags = 0
         connection.on_deliveries = self.on_deliveries
         connection.widen()
+        if self.dialect.acknowledge_at_once:
+            connection.acknowledge_at_once()
 
     def new_tag(self) -> str:
         self._tags += 1
@@ -210,13 +213,13 @@ class Session:
         self._channels[channel.number] = channel
         return channel
 
-    async def channel(self) -> Channel:
-        """A new channel."""
+    async def channel(self, prefetch: int = PREFETCH) -> Channel:
+        """A new channel. ``prefetch``: what each of its consumers may have under way."""
         if self.drop is not None:
             raise self.drop
         channel = self._open_channel()
         await channel.opened
-        await channel.request("basic_qos", prefetch_count=PREFETCH)
+        await channel.request("basic_qos", prefetch_count=prefetch)
         return channel
 
     async def for_tail(self) -> Channel:
@@ -247,7 +250,8 @@ class Session:
             if self._lanes < LANES:
                 self._lanes += 1
                 try:
-                    return await self.channel()
+                    # Where a count tells which message is the newest, a read wants one message a consumer, and no more.
+                    return await self.channel(1 if self.dialect.counts else PREFETCH)
                 except BaseException:
                     self._lanes -= 1
                     raise

@@ -22,7 +22,7 @@ from mqkv.streams.amqp.feeds import Feed, Stream
 from mqkv.streams.amqp.lookout import Lookout
 from mqkv.streams.amqp.publisher import Append, Publisher
 from mqkv.streams.amqp.questions import STRIKES
-from mqkv.streams.amqp.reads import newest, probe
+from mqkv.streams.amqp.reads import last_offset, newest, probe
 from mqkv.streams.amqp.session import Channel, Session
 from mqkv.streams.amqp.tasks import Future, spawn
 from mqkv.streams.base import Delivery, Message, Promise, Sink, Start, Tail
@@ -55,8 +55,9 @@ class AmqpTail(Tail):
         self.error: Error | None = None
         self.feed: Feed | None = None
         self._start = start
-        self._from: str | int = "first" if start is Start.NEXT else start.value if isinstance(start, Start) else start
-        self._placed = start is not Start.NEXT
+        # By its number, the beginning is found on an empty stream too; "first" is not, on LavinMQ.
+        self._from: str | int = 0 if isinstance(start, Start) else start
+        self._placed = start not in (Start.NEXT, Start.LAST)
         self._tip: Message | None = None
         self._verify = False
         self._cancelled = False  # by the broker, and not caught up since
@@ -139,6 +140,8 @@ class AmqpTail(Tail):
     def on_cancel(self) -> None:
         """The broker ended the consumer: the stream was deleted, or has moved."""
         self._cancelled = True
+        if self._session is not None:
+            self._session.streams.discard(self.stream.name)
         self.epoch += 1
         self.feed, self._channel = None, None
         spawn(self._after_cancel(self.epoch))
@@ -216,10 +219,16 @@ class AmqpTail(Tail):
             self._go_live()
 
     async def _place(self, session: Session) -> None:
-        """Turn ``NEXT`` into a place that can be found again after a loss: behind the message that is the newest now."""
-        found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
-        if found is not None:
-            self.position, self._tip = found
+        """Turn ``NEXT`` into a place that can be found again after a loss: behind the message that is the newest now. ``LAST`` is
+        what the broker calls so, or the newest by count."""
+        if self._start is Start.NEXT:
+            found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
+            if found is not None:
+                self.position, self._tip = found
+        elif session.dialect.counts:
+            self._from = await last_offset(session, self.stream.name, self._link.later, EMPTY_AFTER) or 0
+        else:
+            self._from = "last"
         self._placed = True
 
     async def _catch_up(self, session: Session, channel: Channel, feed: Feed) -> None:
@@ -249,11 +258,11 @@ class AmqpTail(Tail):
 
     async def _reach(self, session: Session, feed: Feed) -> None:
         """LavinMQ: until the newest message of now has been delivered."""
-        found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
-        if self._verify and (found is None or found[0] < self.position):
+        last = await last_offset(session, self.stream.name, self._link.later, EMPTY_AFTER)
+        if self._verify and (last is None or last < self.position):
             self._restart()
             return
-        while found is not None and self.feed is feed and not self.live and self.position < max(found[0], self.stream.top):
+        while last is not None and self.feed is feed and not self.live and self.position < max(last, self.stream.top):
             before = feed.received
             await feed.wait(self._link, 1.0)
             if feed.received == before:
@@ -335,8 +344,8 @@ class AmqpTail(Tail):
         self._verify = False
         self._tip = None
         self.position = self.stream.top = -1
-        if not isinstance(self._start, Start):
-            self._from = "first"
+        self._from = 0
+        self._placed = self._start is not Start.LAST
         self._tell(self._sink.reset)
         if self._session is not None and self.error is None:
             self.attach(self._session)
