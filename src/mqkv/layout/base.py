@@ -217,6 +217,8 @@ class Keyspace(ABC):
         assert id is not None
         message = to_message(record, shared=shared)
         if not confirm:
+            if self.engine.room() is not None:
+                await self.room(deadline)
             early = _early(record)
             table.show_early(record, early)
             try:
@@ -226,6 +228,8 @@ class Keyspace(ABC):
                 raise
             self.unconfirmed.add(promise, table, record)
             return -1, None
+        if self.engine.room() is not None:
+            await self.room(deadline)
         table.expect(id, message, record)
         try:
             promise = table.tail.append(message, deadline.left)
@@ -250,8 +254,10 @@ class Keyspace(ABC):
             for table, record in places:
                 assert record.id is not None
                 message = to_message(record, shared=shared)
-                table.expect(record.id, message, record)
                 try:
+                    if self.engine.room() is not None:
+                        await self.room(deadline)
+                    table.expect(record.id, message, record)
                     under_way.append(table.tail.append(message, deadline.left))
                 except Error as error:
                     problem = error
@@ -273,6 +279,12 @@ class Keyspace(ABC):
         if ahead_ms is not None:
             fields = {"stream": table.stream, "this_ahead": f"{ahead_ms / 1000:.0f}s"}
             self.log.once(logging.WARNING, "clock", "clock", **fields, reason="another-writers-clock-differs")
+
+    async def room(self, deadline: Deadline) -> None:
+        """Wait until the engine has room for one more append."""
+        while (more := self.engine.room()) is not None:
+            if not await wait(more, deadline.left):
+                raise deadline.late(f"too much is under way already, and too little of it ended within {deadline}")
 
     def fresh_enough(self, table: Table) -> None:
         """Raise :class:`mqkv.Stale` if the table has been out of touch for longer than ``max_staleness``."""

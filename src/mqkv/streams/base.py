@@ -166,7 +166,7 @@ class Tail(ABC):
         """Append, and learn the offset. Appends of one thread keep their order. The message must have an id.
 
         The promise is settled within ``timeout`` seconds: with the offset; with ``StreamMissing`` or ``ConnectionFailed``
-        (nothing was written) or with ``OutcomeUnknown``. May block for up to ``timeout`` where too much is under way.
+        (nothing was written) or with ``OutcomeUnknown``. Does not wait for the other side; see ``Engine.room``.
         """
 
     @abstractmethod
@@ -213,6 +213,11 @@ class Engine(ABC):
     def begin_delete(self, stream: str, timeout: float) -> Promise[None]:
         """``delete``, without waiting for the broker."""
         return _kept(lambda: self.delete(stream, timeout))
+
+    def room(self) -> Promise[None] | None:
+        """None, while there is room for one more append; else a promise that is settled when there may be. A bound on memory:
+        who appends asks first, and again when it is settled. Quick."""
+        return None
 
     @abstractmethod
     def catch_up(self) -> None:

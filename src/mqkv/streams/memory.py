@@ -93,14 +93,16 @@ class MemoryTail(Tail):
 class Faults:
     """What can go wrong, on demand. Each takes effect before the call returns. Thread-safe.
 
-    ``disconnect()`` ... ``reconnect()``, ``delay()`` ... ``release()`` and ``expire()`` frame a time of trouble;
-    ``refuse``, ``lose_answer`` and ``double`` are for the next appends; ``truncate`` and ``delete`` change the log.
+    ``disconnect()`` ... ``reconnect()``, ``delay()`` ... ``release()``, ``fill()`` ... ``drain()`` and ``expire()`` frame a
+    time of trouble; ``refuse``, ``lose_answer`` and ``double`` are for the next appends; ``truncate`` and ``delete`` change the
+    log.
     """
 
     def __init__(self, engine: MemoryEngine) -> None:
         self._engine = engine
         self.connected = True
         self.delayed = False
+        self.room: Promise[None] | None = None
         self._waits = True
         self._script: list[str] = []
         self._pending: list[_Pending] = []
@@ -159,6 +161,16 @@ class Faults:
             self.delayed = False
             settle = self._deliver() if self.connected else []
         _run(settle)
+
+    def fill(self) -> None:
+        """Have no room for appends until ``drain()``. (An append that does not ask lands all the same.)"""
+        self.room = Promise()
+
+    def drain(self) -> None:
+        """Have room again."""
+        room, self.room = self.room, None
+        if room is not None:
+            room.resolve(None)
 
     def expire(self) -> None:
         """The deadline of all appends under way passes: ConnectionFailed for those not yet written (they never will be),
@@ -298,6 +310,9 @@ class MemoryEngine(Engine):
                 tail.sink.ended(_missing(stream))
         for tail in tails:
             tail.ready.reject(_missing(stream))
+
+    def room(self) -> Promise[None] | None:
+        return self.faults.room
 
     def catch_up(self) -> None:
         if self._closed:

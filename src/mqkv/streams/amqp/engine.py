@@ -104,6 +104,9 @@ class AmqpEngine(Engine):
         self._link.call(lambda: self._open(tail))
         return tail
 
+    def room(self) -> Promise[None] | None:
+        return self._publisher.room()
+
     def catch_up(self) -> None:
         if self._link.closed:
             self._link.check()

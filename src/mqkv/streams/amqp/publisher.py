@@ -20,7 +20,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from mqkv.errors import Closed, ConnectionFailed, OutcomeUnknown, StreamMissing, ValueTooLarge, WriteTimeout
+from mqkv.errors import Closed, ConnectionFailed, OutcomeUnknown, StreamMissing, ValueTooLarge
 from mqkv.streams.amqp.codec import encode_content, encode_frames, encode_publish
 from mqkv.streams.amqp.failures import Dropped
 from mqkv.streams.amqp.session import Channel, Session
@@ -59,11 +59,12 @@ class Append:
 
 
 class Publisher:
-    """Sends appends and keeps their deadlines. ``submit`` is for any thread, all else for the I/O thread."""
+    """Sends appends and keeps their deadlines. ``submit`` and ``room`` are for any thread, all else for the I/O thread."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._room = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._room: Promise[None] | None = None
         self._count = self._bytes = 0
         self._queue: deque[Append] = deque()
         self._queued = False
@@ -79,18 +80,14 @@ class Publisher:
         self._forget_timer: Callable[[], None] | None = None
 
     def submit(self, tail: AmqpTail, message: Message, timeout: float) -> Promise[int]:
-        """Take an append. Blocks for up to ``timeout`` while too much is under way."""
+        """Take an append. Whoever wants many asks for ``room`` first."""
         if message.id is None:
             raise ValueError("a message to append must have an id")
         properties = encode_content(message)
         if len(properties) > FRAME - 64:
             raise ValueTooLarge(f"the headers of a record take {len(properties)} bytes; a frame holds {FRAME}")
         append = Append(tail, message, properties, time.monotonic() + timeout)
-        with self._room:
-            if (self._count >= MAX_APPENDS or self._bytes >= MAX_BYTES) and not self._room.wait_for(
-                lambda: self._count < MAX_APPENDS and self._bytes < MAX_BYTES, timeout
-            ):
-                raise WriteTimeout(f"{self._count} appends are under way; none ended within {timeout:g} s")
+        with self._lock:
             self._count += 1
             self._bytes += append.size
         self._queue.append(append)
@@ -98,6 +95,17 @@ class Publisher:
             self._queued = True
             self._link.call(self._take)
         return append.promise
+
+    def room(self) -> Promise[None] | None:
+        """None, while there is room for one append more; else what is settled when half of what is under way has ended."""
+        if self._count < MAX_APPENDS and self._bytes < MAX_BYTES:
+            return None
+        with self._lock:
+            if self._count < MAX_APPENDS and self._bytes < MAX_BYTES:
+                return None
+            if self._room is None:
+                self._room = Promise()
+            return self._room
 
     # On the I/O thread from here on.
 
@@ -184,11 +192,15 @@ class Publisher:
 
     def _release(self, append: Append) -> None:
         if append.size >= 0:
-            with self._room:
+            with self._lock:
                 self._count -= 1
                 self._bytes -= append.size
                 append.size = -1
-                self._room.notify()
+                room = self._room
+                if room is None or self._count > MAX_APPENDS // 2 or self._bytes > MAX_BYTES // 2:
+                    return
+                self._room = None
+            room.resolve(None)
 
     def _on_confirm(self, number: int, tag: int, multiple: bool) -> None:
         if number != self._number:
