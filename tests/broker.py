@@ -13,6 +13,8 @@ As a program it runs a RabbitMQ node until Ctrl-C: ``python tests/broker.py``, t
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import random
 import shutil
@@ -265,6 +267,15 @@ class Broker(Node):
             raise subprocess.CalledProcessError(done.returncode, " ".join(command), done.stdout, done.stdout + done.stderr)
         return done.stdout
 
+    def add_user(self, name: str, password: str) -> None:
+        self.ctl("add_user", name, password)
+
+    def delete_user(self, name: str) -> None:
+        self.ctl("delete_user", name)
+
+    def set_permissions(self, name: str, configure: str, write: str, read: str) -> None:
+        self.ctl("set_permissions", name, configure, write, read)
+
 
 class LavinBroker(Node):
     """A LavinMQ node. ``program`` is called as ``PROGRAM FOLDER PORT``; without one ``lavinmq`` itself is run, from the PATH."""
@@ -297,6 +308,28 @@ class LavinBroker(Node):
             *("--http-port=-1", "--mqtt-port=-1", "--metrics-http-port=-1", "--clustering-port=0"),
             *("--control-unix-path", str(self.data / "control.sock")),
         ]
+
+    def add_user(self, name: str, password: str) -> None:
+        self._put(f"users/{name}", {"password": password, "tags": ""})
+
+    def delete_user(self, name: str) -> None:
+        self._ask("DELETE", f"users/{name}")
+
+    def set_permissions(self, name: str, configure: str, write: str, read: str) -> None:
+        self._put(f"permissions/%2F/{name}", {"configure": configure, "write": write, "read": read})
+
+    def _put(self, path: str, what: dict[str, str]) -> None:
+        self._ask("PUT", path, json.dumps(what))
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> None:
+        """A call of the HTTP API on the node's control socket."""
+        with contextlib.closing(http.client.HTTPConnection("localhost", timeout=10)) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(str(self.data / "control.sock"))
+            connection.request(method, f"/api/{path}", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            if answer.status >= 300:
+                raise RuntimeError(f"{method} {path}: {answer.status} {answer.read()!r}")
 
 
 AnyNode = TypeVar("AnyNode", bound=Node)

@@ -36,7 +36,10 @@ class Log:
 
     def __call__(self, level: int, at: str, **fields: object) -> None:
         if self._logger is not None and self._logger.isEnabledFor(level):
-            self._logger.log(level, "%s", line(at, **fields))
+            try:
+                self._logger.log(level, "%s", line(at, **fields))
+            except Exception:  # a filter of the user's, say: what is logged here must not fail for it
+                logging.getLogger("mqkv").exception("the logger of a store failed")
 
     def debug(self, at: str, **fields: object) -> None:
         self(logging.DEBUG, at, **fields)

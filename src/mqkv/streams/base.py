@@ -13,6 +13,7 @@ Rules that every engine keeps (``mqkv.testing.EngineContract`` checks them):
 from __future__ import annotations
 
 import enum
+import logging
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -26,6 +27,8 @@ HeaderValue = str | int | bool | float
 RETRY_HEADER = "__mqkv_retry__"
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 
 class Message(NamedTuple):
@@ -109,7 +112,10 @@ class Promise(Generic[T]):
         if self._gate is not None:
             self._gate.release()
         for callback in callbacks or ():
-            callback(self)
+            try:
+                callback(self)
+            except Exception:
+                _logger.exception("a callback of a promise failed")  # its own affair: others wait for this promise too
 
     def then(self, callback: Callable[[Promise[T]], object]) -> None:
         """Call ``callback(self)`` when settled, in the settling thread; at once if it is settled already."""

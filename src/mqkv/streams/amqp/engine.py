@@ -112,7 +112,7 @@ class AmqpEngine(Engine):
             self._link.check()
 
     def close(self) -> None:
-        self._link.close(self._farewell)
+        self._link.close()
 
     def after_fork(self) -> None:
         self._link.abandon()
@@ -176,7 +176,7 @@ class AmqpEngine(Engine):
     def _tails(self) -> list[AmqpTail]:
         return [tail for stream in self._streams.values() for tail in stream.tails]
 
-    def _farewell(self) -> None:
+    def farewell(self) -> None:
         self._publisher.close()
         for tail in self._tails():
             tail.closed = True

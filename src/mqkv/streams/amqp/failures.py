@@ -16,8 +16,13 @@ from typing import Any
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
-from mqkv.errors import ConnectionFailed, Error, NotAStream, StreamDamaged, StreamMissing
+from mqkv.errors import ConnectionFailed, Error, NotAStream, OutcomeUnknown, StreamDamaged, StreamMissing, ValueTooLarge
 from mqkv.url import URL
+
+#: AMQP's reply codes.
+CONNECTION_FORCED, ACCESS_REFUSED = 320, 403
+
+_TOO_LARGE = re.compile(r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)")
 
 
 class Dropped(Exception):
@@ -59,6 +64,33 @@ def queue_error(drop: Dropped, stream: str) -> Exception:
 
 def not_a_stream(stream: str) -> NotAStream:
     return NotAStream(f"the queue {stream} exists and is not a stream: choose another prefix, or delete the queue")
+
+
+def size_limit(drop: Dropped) -> int | None:
+    """The size of a message's body that the broker takes, where it closed a channel for a larger one."""
+    found = _TOO_LARGE.search(str(drop))
+    return int(found[1]) if found else None
+
+
+def too_large(stream: str, size: int, limit: int) -> ValueTooLarge:
+    return ValueTooLarge(
+        f"the broker takes messages of up to {limit} bytes (its max_message_size), and this one for {stream} has {size}: store"
+        " less in one value, compress it, or raise the broker's limit; nothing was written"
+    )
+
+
+def refusal(drop: Dropped, stream: str, size: int, doubt: bool) -> Error:
+    """What it means that the broker closed a channel, or a connection, for a message. ``doubt``: a copy may be written."""
+    limit = size_limit(drop)
+    if limit is not None:
+        return too_large(stream, size, limit)
+    why = f"the broker refused a write to stream {stream}"
+    if drop.code == ACCESS_REFUSED:
+        why += ": give the user the permission to write to the exchange amq.default, through which all streams are written"
+    why += f" ({_plain(drop)})"
+    if doubt:
+        return OutcomeUnknown(f"{why}; it was sent before, and may stand in the log, or not")
+    return ConnectionFailed(f"{why}; nothing was written")
 
 
 def damaged(stream: str) -> StreamDamaged:

@@ -5,10 +5,13 @@ It knows how to connect and when to try again; it knows nothing of streams. Rule
 1. Everything but ``call``, ``close`` and ``abandon`` runs on the I/O thread. The thread starts at the first call.
 2. While no connection was ever made, a failed attempt fails all who wait. Later, who waits does so until its own deadline.
 3. It reconnects by itself while ``wanted`` says so or somebody waits, at growing intervals, with jitter.
+4. No error ends the I/O thread, wherever it comes from: what was under way is settled, and the thread goes on. Where it ends
+   all the same, nobody waits for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -16,7 +19,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import pika
@@ -50,6 +53,9 @@ class Owner(Protocol):
 
     def flush(self) -> None:
         """Its channels are open again."""
+
+    def farewell(self) -> None:
+        """No connection will be made any more: settle what waits for one."""
 
 
 def parameters(url: URL) -> pika.ConnectionParameters:
@@ -108,6 +114,7 @@ class Link:
         self._called = False
         # From here on for the I/O thread.
         self._connection: Connection | None = None
+        self._leaving: set[Connection] = set()  # of no use any more, and not closed yet
         self._connecting = False
         self._was_up = False
         self._node = 0  # which of them is tried, or in use
@@ -140,21 +147,43 @@ class Link:
             return self._loop
 
     def _run(self, loop: IOLoop) -> None:
-        while not self.closed:
-            try:
-                loop.start()
-            except Exception as error:
-                logging.getLogger(__name__).exception("the I/O thread met an error, and goes on")
-                self._on_lost(self._connection, error)
-        loop.close()
+        try:
+            while not self.closed:
+                try:
+                    loop.start()
+                except Exception as error:  # noqa: BLE001 -- rule 4
+                    _report(error)
+                    self._on_lost(self._connection, error)
+        finally:
+            self._say_goodbye()
+            for connection in {*self._leaving, self._connection}:
+                _sever(connection)
+            loop.close()
+
+    def _say_goodbye(self) -> None:
+        self._safely(self._owner.farewell)
+        self.closed = True
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.reject(Closed("this engine was closed"))
+        session = self.session
+        if session is not None:
+            self._safely(lambda: session.lost(None))
+
+    def _safely(self, step: Callable[[], object]) -> None:
+        """One of several steps, of which each must be made, whatever comes of the others."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 -- rule 4
+            _report(error)
 
     def _run_calls(self) -> None:
         self._called = False
         calls = self._calls
         while calls:
-            calls.popleft()()
+            self._safely(calls.popleft())
 
-    def close(self, farewell: Callable[[], None], timeout: float = 1.0) -> None:
+    def close(self, timeout: float = 1.0) -> None:
         """Say goodbye, and end the thread."""
         with self._lock:
             if self.closed:
@@ -164,24 +193,15 @@ class Link:
                 self.closed = True
                 return
 
-        def stop() -> None:
-            self.closed = True
-            loop.stop()
-
         def leave() -> None:
-            farewell()
-            self.closed = True
-            for waiter in self._waiting:
-                waiter.reject(Closed("this engine was closed"))
-            if self.session is not None:
-                self.session.lost(None)
+            self._say_goodbye()
             connection = self._connection
             if connection is None:
-                stop()
+                loop.stop()
                 return
-            connection.add_on_close_callback(lambda *_: stop())
-            connection.add_on_open_error_callback(lambda *_: stop(), remove_default=False)
-            loop.call_later(timeout, stop)
+            connection.add_on_close_callback(lambda *_: loop.stop())
+            connection.add_on_open_error_callback(lambda *_: loop.stop(), remove_default=False)
+            loop.call_later(timeout, loop.stop)
             if not (connection.is_closed or connection.is_closing):
                 connection.close()
 
@@ -206,7 +226,7 @@ class Link:
         """Run after ``delay`` seconds; call what is returned to forget it."""
         loop = self._loop
         assert loop is not None
-        handle = loop.call_later(max(delay, 0), function)
+        handle = loop.call_later(max(delay, 0), lambda: self._safely(function))
         return lambda: loop.remove_timeout(handle)
 
     async def sleep(self, delay: float) -> None:
@@ -257,8 +277,6 @@ class Link:
     def _give_up(self, connection: Connection) -> None:
         if self._connection is connection and self._connecting:
             self._on_lost(connection, TimeoutError())
-            if not (connection.is_closed or connection.is_closing):
-                connection.close()
 
     def _on_open(self, connection: Connection) -> None:
         if self._connection is connection:
@@ -288,13 +306,13 @@ class Link:
         for waiter in waiting:
             waiter.resolve(session)
 
-    def reopen(self, session: Session) -> None:
-        """Open again the channels that the owner keeps on a connection that is well."""
-        spawn(self._reopen(session))
+    def reopen(self, session: Session, opening: Coroutine[Future[Any], None, None]) -> None:
+        """Open a channel again on a connection that is well."""
+        spawn(self._reopen(session, opening))
 
-    async def _reopen(self, session: Session) -> None:
+    async def _reopen(self, session: Session, opening: Coroutine[Future[Any], None, None]) -> None:
         try:
-            await self._owner.up(session)
+            await opening
         except Exception as error:  # noqa: BLE001 -- then the connection is not well
             if self.session is session:
                 self._on_lost(self._connection, error)
@@ -303,20 +321,24 @@ class Link:
 
     def _on_lost(self, connection: Connection | None, error: BaseException) -> None:
         """Drop what there was, and resume: the one place where a connection ends, however it ends."""
-        if connection is not self._connection and connection is not None:
-            return
+        if connection is not None:
+            if connection.is_closed:
+                self._leaving.discard(connection)
+            if connection is not self._connection:
+                return
         session: Session | None = getattr(connection, "session", None)
         was_in_use = self.session is not None
         self.session, self._connection = None, None
         if session is not None:
-            session.lost(error)
-            if connection is not None and connection.is_open:
-                connection.close()
+            self._safely(lambda: session.lost(error))
+        if connection is not None and not connection.is_closed:
+            self._leave(connection)
         if self.closed:
             return
         if was_in_use:
-            self._log(logging.WARNING, "disconnect", url=self.url, reason=str(dropped(error)) or type(error).__name__)
-            self._owner.down()
+            reason = str(dropped(error)) or type(error).__name__
+            self._log(logging.WARNING, "disconnect", url=self.url, reason=reason)
+            self._safely(self._owner.down)
         else:
             problem = connect_error(error, self.url.nodes[self._node])
             self._node = (self._node + 1) % len(self.url.nodes)
@@ -332,9 +354,22 @@ class Link:
         if self._owner.wanted() or self._waiting:
             self._again()
 
+    def _leave(self, connection: Connection) -> None:
+        """Close what is of no use any more, whether the other side answers or not."""
+        self._leaving.add(connection)
+        if not connection.is_closing:
+            self._safely(connection.close)
+        self.later(connect_timeout(self.url), lambda: self._abort(connection))
+
+    def _abort(self, connection: Connection) -> None:
+        if connection in self._leaving:
+            self._leaving.discard(connection)
+            connection._adapter_disconnect_stream()
+
     def _failed(self, problem: ConnectionFailed) -> None:
         self._last_error = problem
-        self._log(logging.WARNING if not self._was_up else logging.DEBUG, "connect-failed", url=self.url, reason=str(problem))
+        level = logging.DEBUG if self._was_up else logging.WARNING
+        self._log(level, "connect-failed", url=self.url, reason=str(problem))
         if not self._was_up:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
@@ -354,6 +389,18 @@ class Link:
                 self.connect()
 
         self.later(pause, attempt)
+
+
+def _report(error: BaseException) -> None:
+    with contextlib.suppress(Exception):  # a handler or filter that fails must not end the thread that would tell of it
+        logging.getLogger(__name__).error("the I/O thread met an error, and goes on", exc_info=error)
+
+
+def _sever(connection: Connection | None) -> None:
+    """Close the socket of a connection whose loop has ended."""
+    sock = getattr(getattr(connection, "_transport", None), "_sock", None)
+    if sock is not None:
+        sock.close()
 
 
 def _wakers(loop: IOLoop | None) -> tuple[Any, Any]:

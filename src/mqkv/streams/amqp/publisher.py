@@ -8,8 +8,11 @@ that should have come back by now.
 Rules:
 
 1. An id is in ``tail.waiting`` from the moment the I/O thread takes it until it is settled, in the order of the appends.
-2. What may have been sent is sent again only after its tail has caught up on a new connection, under ``RETRY_HEADER``.
+2. What may have been sent is sent again only after its tail has caught up, under ``RETRY_HEADER``.
 3. One timer, for the earliest deadline. Past it: ``ConnectionFailed`` if never sent, else ``OutcomeUnknown``.
+4. A broker refuses a message by closing the channel, with all that is under way on it. Whoever did it is found, and refused; all
+   others are sent again: a new channel's first message, and those that were under way when one broke, are sent with a request
+   behind them, so that the broker's answer tells that they were taken.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from mqkv.errors import Closed, ConnectionFailed, OutcomeUnknown, StreamMissing, ValueTooLarge
 from mqkv.streams.amqp.codec import encode_content, encode_frames, encode_publish
-from mqkv.streams.amqp.failures import Dropped
-from mqkv.streams.amqp.session import Channel, Session
+from mqkv.streams.amqp.failures import ACCESS_REFUSED, CONNECTION_FORCED, Dropped, refusal, size_limit, too_large
+from mqkv.streams.amqp.session import PREFETCH, Channel, Session
+from mqkv.streams.amqp.tasks import spawn
 from mqkv.streams.base import RETRY_HEADER, Message, Promise
 
 if TYPE_CHECKING:
@@ -36,14 +40,30 @@ MAX_APPENDS = 8_192
 MAX_BYTES = 64 * 2**20
 #: Frames are at most so long before the connection has told its own limit (RabbitMQ's default).
 FRAME = 131_072
-#: An append that was under way so often when its channel broke is given up.
+#: An append that was alone under way so often when the broker closed its connection is given up.
 STRIKES = 3
+#: Before an append that the broker could not take (a nack) is sent again.
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
 class Append:
     """One append under way."""
 
-    __slots__ = ("deadline", "epoch", "message", "promise", "properties", "sent", "size", "strikes", "tail", "twin")
+    __slots__ = (
+        "channel",
+        "copies",
+        "deadline",
+        "epoch",
+        "message",
+        "number",
+        "promise",
+        "properties",
+        "size",
+        "strikes",
+        "suspect",
+        "tail",
+        "twin",
+    )
 
     def __init__(self, tail: AmqpTail, message: Message, properties: bytes, deadline: float) -> None:
         self.tail = tail
@@ -52,10 +72,21 @@ class Append:
         self.deadline = deadline
         self.promise: Promise[int] = Promise()
         self.size = len(message.body) + len(properties)
-        self.sent = False
+        self.number = 0
+        self.copies = 0  # how often it was sent
+        self.channel: Channel | None = None  # on which it was sent
         self.epoch = -1  # of the tail, when it was sent
+        self.suspect = False  # it was under way when a channel broke, and may be why
         self.strikes = 0
         self.twin: Append | None = None  # an earlier append with the same id
+
+    @property
+    def settled(self) -> bool:
+        return self.size < 0
+
+    @property
+    def delivered(self) -> bool:
+        return self.settled and self.promise.done() and self.promise.error() is None
 
 
 class Publisher:
@@ -68,13 +99,21 @@ class Publisher:
         self._count = self._bytes = 0
         self._queue: deque[Append] = deque()
         self._queued = False
+        self._limit: int | None = None  # of a message's body, as far as this broker has told
         # From here on for the I/O thread.
         self._session: Session | None = None
         self._channel: Channel | None = None
         self._number = 0
         self._unconfirmed: dict[int, Append] = {}
         self._sequence = 0
-        self._deadlines: list[tuple[float, int, Append]] = []
+        self._trusted = False  # this channel has taken a message
+        self._backlog: deque[Append] = deque()  # to be sent, behind those on trial
+        self._trial: list[Append] = []
+        self._trying = False
+        self._group = 1
+        self._nacked: dict[AmqpTail, float] = {}  # held until nothing of it is under way, then for so many seconds
+        self._watched: dict[int, Append] = {}
+        self._deadlines: list[tuple[float, int]] = []
         self._counter = 0
         self._armed = float("inf")
         self._forget_timer: Callable[[], None] | None = None
@@ -86,6 +125,9 @@ class Publisher:
         properties = encode_content(message)
         if len(properties) > FRAME - 64:
             raise ValueTooLarge(f"the headers of a record take {len(properties)} bytes; a frame holds {FRAME}")
+        limit = self._limit
+        if limit is not None and len(message.body) > limit:
+            raise too_large(tail.stream.name, len(message.body), limit)
         append = Append(tail, message, properties, time.monotonic() + timeout)
         with self._lock:
             self._count += 1
@@ -114,24 +156,43 @@ class Publisher:
         return self._channel is not None and self._session is not None and not self._session.blocked
 
     async def up(self, session: Session) -> None:
-        """Open the confirming channel of a new connection."""
+        """Open the confirming channel of a connection."""
         channel = await session.channel()
         channel.raw.add_on_return_callback(self._on_return)
         await channel.request("confirm_delivery", self._on_confirm_frame)
         session.connection.on_confirm = self._on_confirm
+        if session is not self._session:
+            self._limit = None
+        self._clear()
         self._session, self._channel, self._number = session, channel, channel.number
-        self._sequence = 0
-        self._unconfirmed = {}
         channel.raw.add_on_close_callback(lambda raw, reason: self._on_close(session, channel))
 
     def down(self) -> None:
+        """The connection is gone."""
+        drop = self._session.drop if self._session is not None else None
+        under_way = self._trial or [append for append in self._unconfirmed.values() if not append.settled]
+        self._clear()
         self._session = self._channel = None
+        if drop is None or drop.code in (0, CONNECTION_FORCED):
+            return
+        for append in under_way:  # the broker blames us: it may have been one of these
+            append.suspect = True
+            append.strikes += len(under_way) == 1
+            if append.strikes >= STRIKES:
+                self._refuse(append, drop)
+
+    def _clear(self) -> None:
         self._unconfirmed = {}
+        self._sequence = 0
+        self._trusted = False
+        self._backlog.clear()
+        self._trial = []
+        self._after_nack()
 
     def _take(self) -> None:
         self._queued = False
         queue = self._queue
-        pieces: list[bytes] = []
+        ready: list[Append] = []
         while queue:
             append = queue.popleft()
             tail = append.tail
@@ -143,36 +204,98 @@ class Publisher:
             append.twin = tail.waiting.get(ident)
             tail.waiting[ident] = append
             self._watch(append)
-            if tail.sendable and self.open:
-                self._encode(append, pieces)
-        self._send(pieces)
+            if tail.sendable and not tail.held:
+                ready.append(append)
+        self._offer(ready)
 
     def flush(self, tail: AmqpTail) -> None:
         """Send what waits for this tail: what was never sent, and once more what may have been."""
-        if not (tail.sendable and self.open):
+        self._offer([append for append in tail.waiting.values() if self._due(append)])
+
+    def _due(self, append: Append) -> bool:
+        tail = append.tail
+        if append.settled or not tail.sendable or tail.held:
+            return False
+        return append.channel is not self._channel or append.epoch != tail.epoch
+
+    def _offer(self, appends: list[Append]) -> None:
+        """Send these, in this order; behind those on trial, if there are any."""
+        if not appends or not self.open:
             return
+        if self._trusted and not self._backlog and not self._trying and not any(append.suspect for append in appends):
+            self._transmit(appends)
+            return
+        self._backlog.extend(appends)
+        if not self._trying:
+            spawn(self._try())
+
+    async def _try(self) -> None:
+        """Send the backlog: what is on trial in groups, with a request behind each. When the channel breaks, the group did it;
+        with the answer, all of it was taken, for a broker works off a channel in order."""
+        channel = self._channel
+        assert channel is not None
+        self._trying = True
+        try:
+            while self._channel is channel and self.open and self._backlog:
+                group = self._next_group()
+                if not group:
+                    break
+                if self._trusted and not any(append.suspect for append in group):
+                    self._transmit(group)
+                    continue
+                self._trial = group
+                self._transmit(group)
+                await channel.request("basic_qos", prefetch_count=PREFETCH)
+                for append in group:
+                    append.suspect = False
+                self._trial = []
+                self._group *= 2
+                self._trusted = True
+        except Dropped:
+            pass  # on_close, or down, sees to it
+        finally:
+            self._trying = False
+            if not self.open:
+                self._backlog.clear()  # it waits with its tails
+
+    def _next_group(self) -> list[Append]:
+        """The next of the backlog that may be under way together."""
+        backlog, group = self._backlog, list[Append]()
+        while backlog:
+            append = backlog[0]
+            if not self._due(append):
+                backlog.popleft()
+                continue
+            if group and append.suspect != group[0].suspect:
+                break
+            if (append.suspect and len(group) >= self._group) or (group and not self._trusted and not append.suspect):
+                break
+            group.append(backlog.popleft())
+        return group
+
+    def _transmit(self, appends: list[Append]) -> None:
+        session = self._session
+        assert session is not None
         pieces: list[bytes] = []
-        for append in list(tail.waiting.values()):
-            if append.epoch != tail.epoch or not append.sent:
-                self._encode(append, pieces)
-        self._send(pieces)
-
-    def _encode(self, append: Append, pieces: list[bytes]) -> None:
-        assert self._session is not None
-        properties = append.properties
-        if append.sent:
-            message = append.message
-            properties = encode_content(message._replace(headers={**message.headers, RETRY_HEADER: True}))
-        append.sent = True
-        append.epoch = append.tail.epoch
-        self._sequence += 1
-        self._unconfirmed[self._sequence] = append
-        pieces.append(encode_publish(self._number, self._session.dialect.queue(append.tail.stream.name)))
-        pieces.append(encode_frames(self._number, properties, append.message.body, self._session.frame_max))
-
-    def _send(self, pieces: list[bytes]) -> None:
-        if pieces and self._session is not None:
-            self._session.send(b"".join(pieces))
+        for append in appends:
+            tail, message, properties = append.tail, append.message, append.properties
+            if append.copies:
+                properties = encode_content(message._replace(headers={**message.headers, RETRY_HEADER: True}))
+            if len(properties) > session.frame_max - 24:  # the broker would close the connection
+                tail.drop(append)
+                self.reject(
+                    append, ValueTooLarge(f"the headers of a record take {len(properties)} bytes: more than a frame holds")
+                )
+                continue
+            append.copies += 1
+            append.channel = self._channel
+            append.epoch = tail.epoch
+            self._sequence += 1
+            self._unconfirmed[self._sequence] = append
+            pieces.append(encode_publish(self._number, session.dialect.queue(tail.stream.name)))
+            pieces.append(encode_frames(self._number, properties, message.body, session.frame_max))
+        if pieces:
+            session.send(b"".join(pieces))
 
     def settle(self, append: Append, offset: int) -> None:
         twin = append.twin
@@ -192,6 +315,7 @@ class Publisher:
 
     def _release(self, append: Append) -> None:
         if append.size >= 0:
+            self._watched.pop(append.number, None)
             with self._lock:
                 self._count -= 1
                 self._bytes -= append.size
@@ -206,16 +330,22 @@ class Publisher:
         if number != self._number:
             return
         if not multiple:
-            confirmed = self._unconfirmed.pop(tag, None)
-            if confirmed is not None:
-                confirmed.tail.confirmed(confirmed)
-            return
-        while self._unconfirmed:
-            first = next(iter(self._unconfirmed))
-            if first > tag:
-                break
-            append = self._unconfirmed.pop(first)
-            append.tail.confirmed(append)
+            append = self._unconfirmed.pop(tag, None)
+            if append is not None:
+                self._confirmed(append)
+        else:
+            while self._unconfirmed:
+                first = next(iter(self._unconfirmed))
+                if first > tag:
+                    break
+                self._confirmed(self._unconfirmed.pop(first))
+        if self._nacked:
+            self._after_nack()
+
+    def _confirmed(self, append: Append) -> None:
+        tail = append.tail
+        tail.taken = max(tail.taken, append.number)
+        tail.confirmed(append)
 
     def _on_confirm_frame(self, frame: Any) -> None:
         """A nack, or (without the quick reader) an ack."""
@@ -223,12 +353,30 @@ class Publisher:
         if method.NAME == "Basic.Ack":
             self._on_confirm(int(frame.channel_number), int(method.delivery_tag), bool(method.multiple))
             return
-        pieces: list[bytes] = []
-        numbers = [n for n in self._unconfirmed if n == method.delivery_tag or (method.multiple and n <= method.delivery_tag)]
+        tag = int(method.delivery_tag)
+        numbers = [n for n in self._unconfirmed if n == tag or (method.multiple and n <= tag)]
         for append in [self._unconfirmed.pop(n) for n in numbers]:
-            if append.size >= 0:
-                self._encode(append, pieces)
-        self._send(pieces)
+            append.channel = None  # to be sent again
+            if not append.settled and append.tail not in self._nacked:
+                append.tail.held += 1
+                self._nacked[append.tail] = min(FIRST_PAUSE * 2 ** (append.copies - 1), LONGEST_PAUSE)
+        self._after_nack()
+
+    def _after_nack(self) -> None:
+        """Send again what the broker could not take, once nothing of its tail is under way: before that, it would overtake."""
+        if not self._nacked:
+            return
+        busy = {append.tail for append in self._unconfirmed.values()}
+        for tail in [each for each in self._nacked if each not in busy]:
+            for append in list(tail.waiting.values()):
+                if append.channel is None and append.copies and append.number < tail.taken:
+                    self._refuse(append, Dropped("basic.nack: it took later ones of this stream, so this one is not sent again"))
+            pause = self._nacked.pop(tail)
+            self._link.later(pause, lambda tail=tail: self.unhold(tail))  # type: ignore[misc]
+
+    def unhold(self, tail: AmqpTail) -> None:
+        tail.held -= 1
+        self.flush(tail)
 
     def _on_return(self, raw: Any, method: Any, properties: Any, body: bytes) -> None:
         """The broker knows no queue of this name: nothing was written."""
@@ -240,31 +388,62 @@ class Publisher:
                 append.tail.drop(append)
                 self.reject(append, StreamMissing(f"there is no stream {name}"))
 
+    # Refusals
+
     def _on_close(self, session: Session, channel: Channel) -> None:
-        """The channel broke under an append (refused, or too large); the connection may be well."""
-        if self._channel is not channel:
+        """The broker refused a message; the connection may be well."""
+        if self._channel is not channel or session.drop is not None:
             return
-        self._channel = None
-        if session.drop is not None or session.connection.is_closing or session.connection.is_closed:
-            return
+        if session.connection.is_closing or session.connection.is_closed:
+            return  # then ``down`` comes
         reason = channel.drop or Dropped("closed")
-        suspects, self._unconfirmed = self._unconfirmed, {}
-        for append in suspects.values():
-            append.strikes += 1
-            if append.strikes >= STRIKES and append.size >= 0:
-                append.tail.drop(append)
-                self.reject(append, ConnectionFailed(f"the broker refused an append to {append.tail.stream.name}: {reason}"))
-        self._link.reopen(session)
+        limit = size_limit(reason)
+        under_way, trial = list(self._unconfirmed.values()), self._trial
+        self._clear()
+        self._channel = None
+        if limit is not None:
+            self._limit = limit
+            for append in list(self._watched.values()):
+                if len(append.message.body) > limit:
+                    self._refuse(append, reason)
+        else:
+            self._suspect(trial or [append for append in under_way if not append.delivered], reason)
+        for tail in {append.tail for append in under_way if not append.settled}:
+            tail.overtake()
+        self._link.reopen(session, self.up(session))
+
+    def _suspect(self, suspects: list[Append], reason: Dropped) -> None:
+        """One of these broke the channel. If there is but one, it is refused; else they are on trial."""
+        self._group = 1
+        if len(suspects) > 1:
+            for append in suspects:
+                append.suspect = True
+            return
+        for append in suspects:
+            self._refuse(append, reason)
+        if reason.code == ACCESS_REFUSED:  # so it is for all: every stream is written through one exchange
+            for append in list(self._watched.values()):
+                if append.suspect or (not append.copies and append.tail.sendable):
+                    self._refuse(append, reason)
+
+    def _refuse(self, append: Append, reason: Dropped) -> None:
+        if not append.settled:
+            append.tail.drop(append)
+            doubt = append.copies > 1 or append.suspect
+            self.reject(append, refusal(reason, append.tail.stream.name, len(append.message.body), doubt))
 
     # Deadlines
 
     def _watch(self, append: Append) -> None:
-        deadlines = self._deadlines
         self._counter += 1
-        if len(deadlines) > 4 * MAX_APPENDS:
-            self._deadlines = deadlines = [each for each in deadlines if each[2].size >= 0]
+        append.number = self._counter
+        self._watched[append.number] = append
+        deadlines = self._deadlines
+        if len(deadlines) > 2 * len(self._watched) + 64:
+            self._deadlines = deadlines = [(each.deadline, number) for number, each in self._watched.items()]
             heapq.heapify(deadlines)
-        heapq.heappush(deadlines, (append.deadline, self._counter, append))
+        else:
+            heapq.heappush(deadlines, (append.deadline, append.number))
         if append.deadline < self._armed:
             self._arm(append.deadline)
 
@@ -279,9 +458,9 @@ class Publisher:
         self._forget_timer = None
         now = time.monotonic()
         deadlines = self._deadlines
-        while deadlines and (deadlines[0][0] <= now or deadlines[0][2].size < 0):
-            append = heapq.heappop(deadlines)[2]
-            if append.size >= 0:
+        while deadlines and (deadlines[0][0] <= now or deadlines[0][1] not in self._watched):
+            append = self._watched.get(heapq.heappop(deadlines)[1])
+            if append is not None:
                 self._expire(append)
         if deadlines:
             self._arm(deadlines[0][0])
@@ -292,7 +471,7 @@ class Publisher:
         if tail.stream.release(append):
             return
         name = tail.stream.name
-        if append.sent:
+        if append.copies:
             error: Exception = OutcomeUnknown(f"no answer in time to an append to {name}: it may stand in the log, or not")
         elif self._session is not None and self._session.blocked:
             error = ConnectionFailed(f"the broker takes no messages now (memory or disk alarm); nothing was written to {name}")
@@ -302,12 +481,12 @@ class Publisher:
 
     def close(self) -> None:
         """Settle what is left: nobody will."""
-        left = [each[2] for each in self._deadlines] + list(self._queue)
+        left = list(self._watched.values()) + list(self._queue)
         self._queue.clear()
         self._deadlines = []
         for append in left:
-            if append.size >= 0:
-                if append.sent:
+            if not append.settled:
+                if append.copies:
                     self.reject(append, OutcomeUnknown("the engine was closed with an append under way"))
                 else:
                     self.reject(append, Closed("the engine was closed; nothing was written"))

@@ -50,6 +50,8 @@ class AmqpTail(Tail):
         self.position = -1  #: the offset of the newest message delivered
         self.live = False  #: caught up
         self.sendable = False
+        self.held = 0  #: how many want appends to wait although they could be sent
+        self.taken = 0  #: the number of the last append that the broker has confirmed
         self.closed = False
         self.left = False  #: closed, and nothing is under way
         self.error: Error | None = None
@@ -279,6 +281,29 @@ class AmqpTail(Tail):
             self._restart()
         elif self._verify:
             raise Unavailable("silent although there are messages")
+
+    def overtake(self) -> None:
+        """Hold appends until all that the broker has taken by now was delivered."""
+        if self.live and self._session is not None:
+            self.held += 1
+            spawn(self._overtake(self._session))
+
+    async def _overtake(self, session: Session) -> None:
+        feed, channel = self.feed, self._channel
+        try:
+            if not session.dialect.barrier:
+                found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
+                while found is not None and feed is not None and self.feed is feed and self.position < found[0]:
+                    before = feed.received
+                    await feed.wait(self._link, 1.0)
+                    if feed.received == before:
+                        self.reconsume()
+            elif feed is not None and channel is not None:
+                while self.feed is feed and not (await channel.barrier(feed)).complete():
+                    pass
+        except (Error, Dropped, Unavailable) as problem:  # then it is attached anew, and catches up so
+            self._log(logging.DEBUG, "dropped", stream=self.stream.name, reason=str(problem))
+        self._publisher.unhold(self)
 
     def _go_live(self) -> None:
         if self.live or self.error is not None:

@@ -1,0 +1,96 @@
+"""No error ends the thread that serves a connection, wherever it comes from; and who waits is not left waiting."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import mqkv
+from mqkv.streams.amqp import AmqpEngine
+from mqkv.streams.base import Start
+from mqkv.url import parse
+from test_amqp_faults import Cut, Sink, message, result, until
+
+
+@pytest.fixture
+def engine(broker: Any) -> Iterator[AmqpEngine]:
+    engine = AmqpEngine(parse(broker.url))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def stream(engine: AmqpEngine) -> Iterator[str]:
+    name = f"io-{uuid.uuid4().hex}"
+    engine.declare(name, None, 10)
+    yield name
+    engine.delete(name, 10)
+
+
+class Failing(logging.Filter):
+    """A filter of the user's own that fails."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise RuntimeError("the user's filter failed")
+
+
+def test_a_logger_that_fails_in_an_outage(broker: Any, layout: Any, prefix: str) -> None:
+    logger = logging.Logger(f"mqkv.test.{uuid.uuid4().hex}")
+    with mqkv.Store(broker.url, prefix=prefix, layout=layout, logger=logger) as store:
+        store.set("k", 1)
+        logger.addFilter(Failing())
+        engine: Any = store._keyspace.engine
+        for number in range(3):
+            cut = Cut(engine)
+            cut.cut()
+            cut.heal()
+            store.set("k", number)
+            assert store.get("k", fresh=True) == number
+        logger.filters.clear()
+        store.purge()
+
+
+def test_a_callback_that_fails(engine: AmqpEngine, stream: str) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("the callback failed")
+
+    sink, other = Sink(), Sink()
+    tail = engine.open(stream, Start.FIRST, sink)
+    result(engine.open(stream, Start.FIRST, other).ready)
+    for number in range(5):
+        promise = tail.append(message(b"%d" % number), 10)
+        promise.then(fail) if not promise.done() else None
+        late: list[object] = []
+        promise.then(late.append)
+        result(promise)
+        until(lambda late=late: len(late) == 1)  # type: ignore[misc]
+    assert sink.bodies == other.bodies == [b"%d" % number for number in range(5)]
+    assert sink.events == other.events == []
+
+
+def test_what_fails_on_the_thread_itself(engine: AmqpEngine, stream: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As a bug of ours would: in a call, a timer, and in the handling of a lost connection itself."""
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    sink = Sink()
+    tail = engine.open(stream, Start.FIRST, sink)
+    result(tail.append(message(b"0"), 10))
+    link = engine._link
+    link.call(fail)
+    link.call(lambda: link._loop.call_later(0, fail) and None)  # type: ignore[union-attr]
+    link.call(lambda: link.later(0, fail) and None)
+    result(tail.append(message(b"1"), 10))
+    down, engine.down = engine.down, fail  # type: ignore[method-assign]
+    cut = Cut(engine)
+    cut.cut()
+    engine.down = down  # type: ignore[method-assign]
+    cut.heal()
+    result(tail.append(message(b"2"), 10))
+    assert sink.bodies == [b"0", b"1", b"2"]
+    assert "a bug" in caplog.text
