@@ -37,6 +37,14 @@ def key_text(key: object, what: str = "key") -> str:
     return key
 
 
+def name_text(name: object, what: str) -> str:
+    """A prefix or the name of a keyspace: what is reserved stands at the end of names, too."""
+    text = key_text(name, what)
+    if RESERVED in text:
+        raise InvalidKey(f"a {what} must not hold {RESERVED}: {text[:80]!r}")
+    return text
+
+
 def shared_key(key: object) -> str:
     text = key_text(key)
     if len(text) > MAX_SHARED_KEY // 4 and len(text.encode()) > MAX_SHARED_KEY:

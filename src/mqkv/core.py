@@ -88,8 +88,8 @@ class Core:
             check.positive("max_entries", max_entries, whole=True)
         if max_staleness is not None and max_staleness != 0:
             check.positive("max_staleness", max_staleness)
-        self._prefix = check.key_text(prefix, "prefix")
-        check.key_text(name, "name")
+        self._prefix = check.name_text(prefix, "prefix")
+        check.name_text(name, "name")
         self._read_timeout, self._write_timeout = read_timeout, write_timeout
         self._confirm, self._pack = bool(confirm), bool(pack)
         self._codec = BoundCodec(codec)

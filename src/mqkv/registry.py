@@ -17,7 +17,7 @@ from typing import Protocol
 
 from mqkv.check import queue_name
 from mqkv.errors import InvalidOption
-from mqkv.layout import Keyspace, Options, PerKeyKeyspace, SharedKeyspace
+from mqkv.layout import LOCKS, Keyspace, Options, PerKeyKeyspace, SharedKeyspace, lock_stream
 from mqkv.logfmt import Log
 from mqkv.streams.base import Engine
 from mqkv.url import URL
@@ -71,6 +71,7 @@ class Place:
             raise InvalidOption(f"layout is 'per-key' or 'shared', not {layout!r}")
         self._shared = layout == "shared"
         self._stream = queue_name(prefix, name) if self._shared else None
+        self._locks = queue_name(prefix, f"{name}{LOCKS}" if self._shared else LOCKS)
         # A codec may be an object without a hash; while the keyspace lives, so does the codec, and with it its id.
         self._key = (url, prefix, layout, self._stream, id(options.codec.codec), *options[1:])
 
@@ -91,9 +92,10 @@ class Place:
 
     def _keyspace(self, engine: Engine) -> Keyspace:
         log = Log(self._logger)
+        locks = lock_stream(engine, self._locks, self._options, log)
         if self._stream is not None:
-            return SharedKeyspace(engine, self._stream, self._options, log)
-        return PerKeyKeyspace(engine, self._prefix, self._options, log)
+            return SharedKeyspace(engine, self._stream, self._options, log, locks)
+        return PerKeyKeyspace(engine, self._prefix, self._options, log, locks)
 
     def release(self) -> None:
         """Give back what was acquired; the last holder closes it."""

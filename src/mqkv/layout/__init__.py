@@ -2,6 +2,6 @@
 
 from mqkv.layout.base import Keyspace, Options
 from mqkv.layout.per_key import PerKeyKeyspace
-from mqkv.layout.shared import SharedKeyspace
+from mqkv.layout.shared import LOCKS, SharedKeyspace, lock_stream
 
-__all__ = ["Keyspace", "Options", "PerKeyKeyspace", "SharedKeyspace"]
+__all__ = ["LOCKS", "Keyspace", "Options", "PerKeyKeyspace", "SharedKeyspace", "lock_stream"]

@@ -36,8 +36,9 @@ DIRECTORY = f"{RESERVED}keys__"
 class PerKeyKeyspace(FollowedKeys):
     """Many streams, each folded into a table of one key when it is followed."""
 
-    def __init__(self, engine: Engine, prefix: str, options: Options, log: Log) -> None:
+    def __init__(self, engine: Engine, prefix: str, options: Options, log: Log, locks: SharedKeyspace) -> None:
         super().__init__(engine, prefix, options, log)
+        self._locks = locks
         self._directory = SharedKeyspace(
             engine,
             queue_name(prefix, DIRECTORY),
@@ -173,8 +174,11 @@ class PerKeyKeyspace(FollowedKeys):
                 if newest is not None:
                     await reached(table, newest[0], deadline)
         await self._directory.sync(deadline)
+        if self._locks.tables():
+            await self._locks.sync(deadline)
 
     async def purge(self, deadline: Deadline) -> None:
+        await self._locks.purge(deadline)
         keys = set(await self._directory.snapshot(deadline)) | set(self._tables)
         asked = {key: self.engine.begin_delete(self.stream(key), deadline.left) for key in keys}
         for key, promise in asked.items():
@@ -197,15 +201,16 @@ class PerKeyKeyspace(FollowedKeys):
             await self.subscribe(watch, watch.pattern, start, deadline)
 
     async def lock_table(self, deadline: Deadline, *, declare: bool = True) -> Table | None:
-        return await self._directory.lock_table(deadline, declare=declare)
+        return await self._locks.whole(deadline, declare=declare)
 
     def tables(self) -> list[Table]:
         with self._lock:
-            return [*self._tables.values(), *self._directory.tables()]
+            return [*self._tables.values(), *self._directory.tables(), *self._locks.tables()]
 
     def close(self) -> None:
         super().close()
         self._directory.close()
+        self._locks.close()
 
     # Reading
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+from mqkv.check import RESERVED
+from mqkv.codecs import DEFAULT, BoundCodec
 from mqkv.errors import Closed, Error, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
@@ -18,13 +20,17 @@ from mqkv.view import Shown
 from mqkv.waiting import Deadline, Turn
 from mqkv.watch import Watch
 
+#: What follows the name of a shared keyspace, or a prefix and a dot, in the name of the stream of its locks.
+LOCKS = f"{RESERVED}locks__"
+
 
 class SharedKeyspace(Keyspace):
     """One stream. The first read loads its table; a stream that does not exist is an empty table, and is not made by a read."""
 
-    def __init__(self, engine: Engine, stream: str, options: Options, log: Log) -> None:
+    def __init__(self, engine: Engine, stream: str, options: Options, log: Log, locks: SharedKeyspace | None = None) -> None:
         super().__init__(engine, options, log, stream)
         self.stream = stream
+        self._locks = locks
         self._table: Table | None = None
         self._opening = Turn()
         self._settled: Table | None = None  #: the table whose settings are known, told of, and changed if need be
@@ -93,8 +99,12 @@ class SharedKeyspace(Keyspace):
         table = await self._loaded(deadline)
         if table is not None:
             await self._barrier(table, deadline)
+        if self._locks is not None and self._locks.tables():
+            await self._locks.sync(deadline)
 
     async def purge(self, deadline: Deadline) -> None:
+        if self._locks is not None:
+            await self._locks.purge(deadline)
         await self._hold(deadline)
         try:
             table = self._table
@@ -117,11 +127,21 @@ class SharedKeyspace(Keyspace):
             watch.on_close(lambda: table.unsubscribe(watch.offer))
 
     async def lock_table(self, deadline: Deadline, *, declare: bool = True) -> Table | None:
+        return None if self._locks is None else await self._locks.whole(deadline, declare=declare)
+
+    async def whole(self, deadline: Deadline, *, declare: bool) -> Table | None:
+        """The table, with all that stood in the stream; None if there is no stream to ``declare``."""
         table = await self._loaded(deadline)
         return await self._writable(deadline, create=True) if declare else table
 
     def tables(self) -> list[Table]:
-        return [] if self._table is None else [self._table]
+        tables = [] if self._table is None else [self._table]
+        return tables if self._locks is None else tables + self._locks.tables()
+
+    def close(self) -> None:
+        super().close()
+        if self._locks is not None:
+            self._locks.close()
 
     # Opening
 
@@ -254,3 +274,9 @@ class SharedKeyspace(Keyspace):
         self.cells = NOTHING
         if table is not None:
             table.tail.close()
+
+
+def lock_stream(engine: Engine, stream: str, options: Options, log: Log) -> SharedKeyspace:
+    """The stream beside a keyspace that holds its locks, and is loaded by those who lock only."""
+    plain = options._replace(codec=BoundCodec(DEFAULT), max_entries=None, max_staleness=None, maker="")
+    return SharedKeyspace(engine, stream, plain, log)
