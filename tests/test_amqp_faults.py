@@ -27,7 +27,7 @@ class Sink:
     def deliver(self, batch: Sequence[Delivery]) -> None:
         self.got += batch
 
-    def interrupted(self) -> None:
+    def interrupted(self, since: float | None = None) -> None:
         self.events.append("interrupted")
 
     def resumed(self) -> None:

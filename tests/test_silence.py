@@ -115,3 +115,50 @@ def test_questions_that_have_timed_out_are_not_asked_any_more(own_broker: Any, s
             assert store.get("here", fresh=True) == 0
             break
     assert clock.seconds < 1, "the first read waited for what nobody waits for"
+
+
+@pytest.fixture
+def strict(own_broker: Any, prefix: str, layout: str, store: mqkv.Store) -> Iterator[mqkv.Store]:
+    """A store that serves what is a second old at most, and has it in memory."""
+    with mqkv.Store(own_broker.url, prefix=prefix, layout=layout, read_timeout=5, max_staleness=1) as strict:
+        strict.preload("here")
+        yield strict
+
+
+def test_silence_is_noticed_within_the_staleness_that_was_asked_for(own_broker: Any, strict: mqkv.Store) -> None:
+    for _ in range(2):
+        value = strict.get("here")
+        with silent(own_broker):
+            clock = Clock()
+            with contextlib.suppress(mqkv.Stale):
+                while True:
+                    assert strict.get("here") == value
+                    assert clock.seconds < 5
+                    time.sleep(0.01)
+            assert 0.4 < clock.seconds < 1.1
+            staleness = strict.stats()["staleness"]
+            assert isinstance(staleness, float) and staleness >= 1
+        clock = Clock()
+        while strict.stats()["staleness"]:
+            assert clock.seconds < 5
+            time.sleep(0.01)
+        assert strict.get("here") == value
+        strict.set("here", "after")
+
+
+def test_a_broker_that_has_nothing_to_say_is_not_stale(own_broker: Any, strict: mqkv.Store) -> None:
+    clock = Clock()
+    while clock.seconds < 3:
+        assert strict.get("here") == 0
+        assert strict.stats()["staleness"] == 0.0
+        time.sleep(0.01)
+
+
+@pytest.mark.rabbitmq_only  # on LavinMQ, idle tails look whether a delivery was forgotten
+def test_nobody_is_asked_where_nobody_wants_to_know(own_broker: Any, store: mqkv.Store) -> None:
+    store.preload("here")
+    engine: Any = store._keyspace.engine
+    time.sleep(0.2)
+    before = engine._link.session.connection.bytes_received
+    time.sleep(2)
+    assert engine._link.session.connection.bytes_received == before

@@ -171,9 +171,9 @@ class Table(View):
                 if self._reaching:
                     self._reach()
 
-    def interrupted(self) -> None:
+    def interrupted(self, since: float | None = None) -> None:
         if self.out_of_touch_since is None:
-            self.out_of_touch_since = time.monotonic()
+            self.out_of_touch_since = time.monotonic() if since is None else since
         self._changed()
 
     def resumed(self) -> None:

@@ -32,6 +32,9 @@ STALL = 2.0
 #: What a caller waits longer than an engine that keeps its timeouts, whose errors know more.
 GRACE = 0.25
 
+#: Silence of a broker is not noticed sooner, however small ``max_staleness`` is: it may be at work.
+LEAST_SILENCE = 0.5
+
 NOTHING: dict[str, Shown] = {}
 
 #: Memory can't say: read it.
@@ -111,6 +114,8 @@ class Keyspace(ABC):
         self._dispatcher = Dispatcher(name, log)
         self._watches: set[Watch] = set()
         self.closed = False
+        if options.max_staleness is not None:
+            engine.keep_in_touch(max(options.max_staleness, LEAST_SILENCE))
 
     # What a layout does
 

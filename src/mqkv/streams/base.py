@@ -58,8 +58,9 @@ class Sink(Protocol):
     def deliver(self, batch: Sequence[Delivery]) -> None:
         """Messages of the stream, in order."""
 
-    def interrupted(self) -> None:
-        """The connection is gone: what is known may be stale from now on. The tail resumes by itself."""
+    def interrupted(self, since: float | None = None) -> None:
+        """The connection is gone: what is known may be stale from now on, or ``since`` then (``time.monotonic``). The tail
+        resumes by itself."""
 
     def resumed(self) -> None:
         """All that was appended while the connection was gone has been delivered."""
@@ -219,6 +220,10 @@ class Engine(ABC):
     def begin_delete(self, stream: str, timeout: float) -> Promise[None]:
         """``delete``, without waiting for the broker."""
         return _kept(lambda: self.delete(stream, timeout))
+
+    def keep_in_touch(self, within: float) -> None:  # noqa: B027 -- for engines that have another side
+        """Have sinks ``interrupted`` when nothing was heard of the other side for ``within`` seconds, however little there is to
+        say. The least that anybody asked for holds. Connects to nothing."""
 
     def room(self) -> Promise[None] | None:
         """None, while there is room for one more append; else a promise that is settled when there may be. A bound on memory:

@@ -55,7 +55,7 @@ class RecordingSink:
     def deliver(self, batch: Sequence[Delivery]) -> None:
         self._note("deliver", list(batch))
 
-    def interrupted(self) -> None:
+    def interrupted(self, since: float | None = None) -> None:
         self._note("interrupted")
 
     def resumed(self) -> None:

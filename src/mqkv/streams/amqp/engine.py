@@ -19,6 +19,7 @@ from mqkv.streams.amqp import reads
 from mqkv.streams.amqp.feeds import Stream
 from mqkv.streams.amqp.link import Link, connect_timeout
 from mqkv.streams.amqp.publisher import Publisher
+from mqkv.streams.amqp.pulse import Pulse
 from mqkv.streams.amqp.questions import Question
 from mqkv.streams.amqp.session import Session
 from mqkv.streams.amqp.tails import AmqpTail
@@ -44,6 +45,7 @@ class AmqpEngine(Engine):
         self._log = Log(logger)
         self._link = Link(url, self, self._log)
         self._publisher = Publisher(self._link)
+        self._pulse = Pulse(self._link, self)
         self._streams: dict[str, Stream] = {}  # for the I/O thread
         self._replicas = int(float(url.option("replicas") or 0)) or None
 
@@ -107,6 +109,9 @@ class AmqpEngine(Engine):
     def room(self) -> Promise[None] | None:
         return self._publisher.room()
 
+    def keep_in_touch(self, within: float) -> None:
+        self._pulse.keep(within)
+
     def catch_up(self) -> None:
         if self._link.closed:
             self._link.check()
@@ -164,7 +169,18 @@ class AmqpEngine(Engine):
         for tail in self._tails():
             self._publisher.flush(tail)
 
+    def silent(self, since: float) -> None:
+        self._log(logging.WARNING, "silent", url=self.url)
+        for tail in self._tails():
+            tail.doubt(since)
+
+    def heard(self) -> None:
+        self._log(logging.INFO, "heard", url=self.url)
+        for tail in self._tails():
+            tail.believe()
+
     def resume(self, session: Session) -> None:
+        self._pulse.begin(session)
         for tail in self._tails():
             tail.attach(session)
 

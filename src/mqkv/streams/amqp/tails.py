@@ -178,6 +178,33 @@ class AmqpTail(Tail):
             self._tell(self._sink.interrupted)
         self.stream.check()
 
+    def doubt(self, since: float) -> None:
+        """The broker is silent, on a connection that is there: what is known may be stale."""
+        if self.live:
+            self.live = False
+            self._out_of_touch = True
+            self._tell(lambda: self._sink.interrupted(since))
+            self.stream.check()
+
+    def believe(self) -> None:
+        """The broker speaks again: see that nothing is missing."""
+        if self._out_of_touch and not self.live and self.feed is not None:
+            spawn(self._rejoin(self.epoch))
+
+    async def _rejoin(self, epoch: int) -> None:
+        session, channel, feed = self._session, self._channel, self.feed
+        if session is None or channel is None or feed is None:
+            return
+        try:
+            await self._draw_level(session, channel, feed)
+        except (Error, Dropped, Unavailable) as problem:
+            self._log(logging.DEBUG, "rejoin", stream=self.stream.name, reason=str(problem))
+            if self.epoch == epoch:
+                self.reconsume()
+            return
+        if self.epoch == epoch:
+            self._go_live()
+
     async def _attach(self, session: Session, epoch: int) -> None:
         pause = 0.05
         if self._strikes > 1:  # a suspect: let the others come up first, one by one, so that not they are blamed
@@ -216,9 +243,14 @@ class AmqpTail(Tail):
             self.sendable = True
             self.attached.resolve(None)
             self._publisher.flush(self)
-        await (self._catch_up(session, channel, feed) if session.dialect.barrier else self._reach(session, feed))
+        await self._draw_level(session, channel, feed)
         if self.epoch == epoch:
+            self._lookout.keep(session)
             self._go_live()
+
+    async def _draw_level(self, session: Session, channel: Channel, feed: Feed) -> None:
+        """Until all that was confirmed before has been delivered."""
+        await (self._catch_up(session, channel, feed) if session.dialect.barrier else self._reach(session, feed))
 
     async def _place(self, session: Session) -> None:
         """Turn ``NEXT`` into a place that can be found again after a loss: behind the message that is the newest now. ``LAST`` is
@@ -269,7 +301,6 @@ class AmqpTail(Tail):
             await feed.wait(self._link, 1.0)
             if feed.received == before:
                 raise Unavailable("deliveries have stopped")
-        self._lookout.keep(session)
 
     async def _judge(self, session: Session) -> None:
         """Nothing came from where we had stopped: is the log shorter than what was read?"""
