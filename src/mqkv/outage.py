@@ -7,7 +7,8 @@ Rules:
 1. A call that failed through nobody's fault (:func:`is_outage`) begins an outage. The broker is then left alone for as long as
    the failure took to show, within bounds: a page makes many calls, and should wait for one of them.
 2. When that time is over, one caller is let through, and the others rest until it knows.
-3. Reads may work where writes do not (no permission, an alarm of the broker): only a write ends what a failed write began.
+3. Reads may work where writes do not (no permission, an alarm of the broker): they are let through again by themselves, and only
+   a write ends what a failed write began.
 4. A read may have been answered by memory: it ends nothing while the process is out of touch.
 5. An outage is two lines in the log, its beginning and its end, however many calls it costs.
 """
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mqkv.errors import Error, LockTimeout, UpgradeRequired
+from mqkv.errors import ConnectionFailed, Error, LockTimeout, UpgradeRequired
 from mqkv.logfmt import line
 
 #: For how many seconds a broker that failed is left alone, at least and at most.
@@ -34,14 +35,21 @@ def is_outage(error: BaseException) -> bool:
 class Outage:
     """Whether the broker is away, as the calls of one store have found. Thread-safe, and safe to use after a fork.
 
-    ``in_touch`` says whether the store's memory is as fresh as the broker. Asking costs a look at an attribute while all is well.
+    ``in_touch`` says whether the store's memory is as fresh as the broker; ``on_end`` is called when the broker is back. While
+    all is well it costs a look at an attribute or two.
     """
 
     def __init__(
-        self, in_touch: Callable[[], bool], logger: logging.Logger, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        in_touch: Callable[[], bool],
+        logger: logging.Logger,
+        *,
+        on_end: Callable[[], None] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._in_touch = in_touch
         self._logger = logger
+        self._on_end = on_end
         self._now = monotonic
         self._reads: float | None = None  #: until when reads rest; None while all is well
         self._writes: float | None = None
@@ -72,8 +80,7 @@ class Outage:
         """A call that began at ``begun``, by the monotonic clock, could not be done."""
         now = self._now()
         until = now + min(max(now - begun, SHORTEST_PAUSE), LONGEST_PAUSE)
-        if not writing or self._reads is not None:
-            self._reads = until
+        self._reads = until
         if writing:
             self._writes = until
         if not self._began and self._began.setdefault("at", begun) is begun:
@@ -111,8 +118,23 @@ class Outage:
         self.worked(writing=writing)
         return result
 
+    def insist(self, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Write what must not be dropped: raises where the broker is away, at once if that is known."""
+        if self.resting(writing=True):
+            raise ConnectionFailed("the broker was away a moment ago, and was not asked again: nothing was written")
+        begun = self._now()
+        try:
+            result = verb(*arguments, **options)
+        except Error as error:
+            if is_outage(error):
+                self.failed(error, begun, writing=True)
+            raise
+        self.worked(writing=True)
+        return result
+
     def _end(self) -> None:
         began = None if self.on else self._began.pop("at", None)
         if began is not None:
+            self._on_end()
             spared, self._spared = self._spared, 0
             self._logger.info("%s", line("outage", status="over", seconds=f"{self._now() - began:.1f}", spared=spared))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dogpile.cache.api import NO_VALUE, BytesBackend, CantDeserializeException
 
 from mqkv.dogpile import options
 from mqkv.dogpile.codec import PLAIN_CODEC, signed_codec
+from mqkv.dogpile.kept import Kept
 from mqkv.dogpile.mutex import Locks, StreamMutex
-from mqkv.errors import InvalidKey
+from mqkv.errors import Error, InvalidKey, ValueTooLarge
+from mqkv.outage import Outage, is_outage
 from mqkv.store import Store
 
 #: Keys that begin so are the backend's own; a region's key that does is hashed like one that no stream takes.
@@ -24,6 +28,8 @@ LONGEST_SHARED, LONGEST_PER_KEY = 1024, 198
 
 #: Bytes of one record of ``set_multi``; a store takes 16 MiB, and a smaller one does not hold up others for so long.
 BATCH = 4 * 2**20
+
+_DROPPED: Any = object()
 
 
 def _unpickle(body: bytes) -> Any:
@@ -46,7 +52,13 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
     ``secret``, or the region a ``serializer`` and ``deserializer``, unless all writers are trusted.
 
     A read costs a dict lookup once the keyspace is loaded, a write about one confirmed publish, whatever the number of keys.
-    Raises :class:`mqkv.ConnectionFailed`, :class:`mqkv.ReadTimeout`, :class:`mqkv.WriteTimeout`, :class:`mqkv.OutcomeUnknown`.
+
+    While the broker is away, memory answers, values that it does not have are created in each process, without a creation lock in
+    the stream, and are kept there until the broker is back. One caller at a time waits to find out whether it is. What is to be
+    deleted raises: :class:`mqkv.ConnectionFailed`, :class:`mqkv.WriteTimeout`, :class:`mqkv.OutcomeUnknown`. With
+    ``ignore_exceptions`` False, all raises, :class:`mqkv.ReadTimeout` too.
+
+    A value that is too large to be stored leaves its key without one; ``get_or_create`` returns it all the same.
     """
 
     serializer = staticmethod(pickle.dumps)
@@ -58,8 +70,12 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
         codec = PLAIN_CODEC if read.secret is None else signed_codec(read.secret, f"{prefix}.{name}")
         self._store = Store(read.url, codec=codec, _maker="dogpile", **read.store)
         self._options = read
+        self._kept = Kept()
+        self._outage = Outage(self._in_touch, read.logger, on_end=self._kept.clear)
         # Nobody is shown the space, so the URL in it may be the one with the password.
-        self._locks = Locks(self._store, read.logger, f"{read.url} {prefix}.{name}", read.lock_ttl, read.lock_wait)
+        space = f"{read.url} {prefix}.{name}"
+        outage = self._outage if read.ignore_exceptions else None
+        self._locks = Locks(self._store, read.logger, space, read.lock_ttl, read.lock_wait, outage)
         self._longest = LONGEST_SHARED if read.store["layout"] == "shared" else LONGEST_PER_KEY - len(prefix.encode())
         if read.key_mangler is not None:
             self.key_mangler = read.key_mangler
@@ -73,25 +89,45 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
         return self._store
 
     def get_serialized(self, key: str) -> Any:
-        return self._store.get(self._key(key), NO_VALUE)
+        name = self._key(key)
+        if self._outage.on:
+            return self._recall(name, self._outage.call(_DROPPED, self._store.get, name, NO_VALUE, writing=False))
+        begun = time.monotonic()
+        try:
+            return self._store.get(name, NO_VALUE)
+        except Error as error:
+            self._note(error, begun)
+            return self._recall(name, _DROPPED)
 
     def get_serialized_multi(self, keys: Iterable[str]) -> Sequence[Any]:
-        stored = [self._key(key) for key in keys]
-        found = self._store.get_many(stored)
-        return [found.get(key, NO_VALUE) for key in stored]
+        names = [self._key(key) for key in keys]
+        if not self._options.ignore_exceptions:
+            found = self._store.get_many(names)
+        else:
+            found = self._outage.call(_DROPPED, self._store.get_many, names, writing=False)
+            if self._outage.on:
+                values = (_DROPPED if found is _DROPPED else found.get(name, NO_VALUE) for name in names)
+                return [self._recall(name, value) for name, value in zip(names, values, strict=True)]
+        return [found.get(name, NO_VALUE) for name in names]
 
     def set_serialized(self, key: str, value: bytes) -> None:
-        self._store.set(self._key(key), value, ttl=self._options.ttl)
+        name = self._key(key)
+        self._write({name: value}, self._store.set, name, value)
 
     def set_serialized_multi(self, mapping: Mapping[str, bytes]) -> None:
         for batch in _batches((self._key(key), value) for key, value in mapping.items()):
-            self._store.set_many(batch, ttl=self._options.ttl)
+            self._write(batch, self._store.set_many, batch)
 
     def delete(self, key: str) -> None:
-        self._store.delete(self._key(key))
+        name = self._key(key)
+        self._kept.drop(name)
+        self._insist(self._store.delete, name)
 
     def delete_multi(self, keys: Iterable[str]) -> None:
-        self._store.delete_many([self._key(key) for key in keys])
+        names = [self._key(key) for key in keys]
+        for name in names:
+            self._kept.drop(name)
+        self._insist(self._store.delete_many, names)
 
     def get_mutex(self, key: str) -> StreamMutex | None:
         """The creation lock of a key, in all processes; None without ``distributed_lock``: dogpile then locks within the
@@ -103,6 +139,62 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
     def close(self) -> None:
         """Let go of the connection, unless others of this process use it. dogpile never calls it. Idempotent."""
         self._store.close()
+
+    # Without the broker, and what it does not take
+
+    def _write(self, values: Mapping[str, bytes], verb: Callable[..., Any], *arguments: Any) -> None:
+        """Store values. While the broker is away they are kept here; one that is too large is kept nowhere."""
+        ttl, done = self._options.ttl, None
+        try:
+            if self._options.ignore_exceptions:
+                done = self._outage.call(_DROPPED, verb, *arguments, writing=True, ttl=ttl)
+            else:
+                verb(*arguments, ttl=ttl)
+        except ValueTooLarge as error:
+            for name, value in values.items():
+                if len(values) > 1:
+                    self._write({name: value}, self._store.set, name, value)
+                else:
+                    self._options.logger.warning("at=too-large key=%s reason=%s", json.dumps(name), json.dumps(str(error)))
+                    self._kept.drop(name)
+                    self._drop(name)
+        if done is _DROPPED:
+            for name, value in values.items():
+                self._kept.put(name, value, ttl)
+
+    def _drop(self, name: str) -> None:
+        """Delete a value that is not the newest any more, if the broker is there."""
+        if self._options.ignore_exceptions:
+            self._outage.call(None, self._store.delete, name, writing=True)
+        else:
+            self._store.delete(name)
+
+    def _insist(self, verb: Callable[..., Any], *arguments: Any) -> None:
+        if self._options.ignore_exceptions:
+            self._outage.insist(verb, *arguments)
+        else:
+            verb(*arguments)
+
+    def _note(self, error: Error, begun: float) -> None:
+        if not self._options.ignore_exceptions or not is_outage(error):
+            raise error
+        self._outage.failed(error, begun, writing=False)
+
+    def _recall(self, name: str, found: Any) -> Any:
+        """What there is of a key while the broker is away: what was created meanwhile, or what memory knows, unless that is too
+        old."""
+        stats, limit = self._store.stats(), self._options.max_staleness
+        staleness = float(str(stats["staleness"]))
+        if staleness or not stats["tables"]:
+            kept = self._kept.get(name)
+            if kept is not None:
+                return kept
+        if found is not _DROPPED:
+            return found
+        return NO_VALUE if limit is not None and staleness > limit else self._store.peek(name, NO_VALUE)
+
+    def _in_touch(self) -> bool:
+        return self._store.stats()["staleness"] == 0
 
     def _key(self, key: Any) -> str:
         """The key as it is stored: dogpile's key generators make keys of any text, and streams don't take every text."""

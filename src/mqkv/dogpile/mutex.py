@@ -9,6 +9,7 @@ and forgets it without a word (``get_or_create_multi``, when a later acquire rai
 3. A mutex that is collected while it is held lets go, in a thread of its own: a collector runs anywhere, where nothing may wait.
 4. Every reader of an expired value tries the lock. Who was refused lately asks its memory first, so that a slow creation does not
    cost the log a record a read; and now and then the log, since only a record can break the lease of a holder that died.
+5. While the broker is away the gate is all there is: one creator at a time in each process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from dogpile.cache.api import CacheMutex
 
 from mqkv import Lock, Store
 from mqkv.dogpile.gate import Gate, gate_of
-from mqkv.errors import LockHeld, LockLost, LockTimeout
+from mqkv.errors import Error, LockHeld, LockLost, LockTimeout
+from mqkv.outage import Outage, is_outage
 
 #: Seconds for which a refusal counts, and how many are remembered.
 REFUSED, MOST_REFUSED = 1.0, 10_000
@@ -31,13 +33,38 @@ REFUSED, MOST_REFUSED = 1.0, 10_000
 class Locks:
     """The creation locks of a backend: where they are, and how long they take."""
 
-    def __init__(self, store: Store, logger: logging.Logger, space: str, ttl: float, timeout: float | None) -> None:
+    def __init__(
+        self, store: Store, logger: logging.Logger, space: str, ttl: float, timeout: float | None, outage: Outage | None
+    ) -> None:
         self.store = store
         self.logger = logger
         self.space = space  #: names the keyspace within this process
         self.ttl = ttl
         self.timeout = timeout
+        self.outage = outage  #: None: errors of the broker come out
         self._refused: dict[str, float] = {}
+
+    @property
+    def away(self) -> bool:
+        return self.outage is not None and self.outage.on
+
+    def take(self, lock: Lock, timeout: float | None) -> bool | None:
+        """Whether a lock was had; None where the broker is away, and nobody can say."""
+        outage = self.outage
+        if outage is None:
+            return lock.acquire(timeout)
+        if outage.resting(writing=True):
+            return None
+        begun = time.monotonic()
+        try:
+            had = lock.acquire(timeout)
+        except Error as error:
+            if not is_outage(error):
+                raise
+            outage.failed(error, begun, writing=True)
+            return None
+        outage.worked(writing=True)
+        return had
 
     def lock(self, name: str) -> Lock:
         return self.store.lock(name, ttl=self.ttl)
@@ -67,7 +94,7 @@ class StreamMutex(CacheMutex):  # type: ignore[misc, unused-ignore]
     def __init__(self, locks: Locks, name: str) -> None:
         self._locks = locks
         self._name = name
-        self._hold: weakref.finalize[[Gate, Lock, logging.Logger], StreamMutex] | None = None
+        self._hold: weakref.finalize[[Gate, Lock | None, logging.Logger], StreamMutex] | None = None
 
     def __repr__(self) -> str:
         held = self._hold is not None and self._hold.alive
@@ -89,14 +116,19 @@ class StreamMutex(CacheMutex):  # type: ignore[misc, unused-ignore]
     def _take(self, timeout: float | None, wait: bool) -> bool:
         begun = time.monotonic()
         locks, name, had = self._locks, self._name, False
-        gate, lock = locks.gate(name), locks.lock(name)
-        if not wait and locks.was_refused(name) and lock.locked():
+        gate = locks.gate(name)
+        lock: Lock | None = None
+        if not wait and not locks.away and locks.was_refused(name) and self.locked():
             return False
         if not gate.enter(timeout):
             return False
-        lock = gate.inherit() or lock
+        lock = gate.inherit() or locks.lock(name)
         try:
-            had = lock.owned() or lock.acquire(None if timeout is None else max(timeout - (time.monotonic() - begun), 0.0))
+            left = None if timeout is None else max(timeout - (time.monotonic() - begun), 0.0)
+            taken = lock.owned() or locks.take(lock, left)
+            if taken is None:
+                lock = None
+            had = taken is not False
         except LockHeld:  # taken by this thread, past the gate
             if wait:
                 raise
@@ -122,12 +154,16 @@ class StreamMutex(CacheMutex):  # type: ignore[misc, unused-ignore]
         if held is None:
             raise LockLost(f"the creation lock {self._name!r} is not held by this mutex")
         gate, lock, logger = held[2]
-        gate.leave(lock, logger)
+        if lock is not None and self._locks.away:
+            _abandoned(gate, lock, logger)  # nobody should wait for what can't be done
+        else:
+            gate.leave(lock, logger)
 
     def locked(self) -> bool:
         """Whether anybody holds it, here or in another process, as far as this process's memory knows."""
-        return self._locks.lock(self._name).locked()
+        lock, outage = self._locks.lock(self._name), self._locks.outage
+        return bool(lock.locked() if outage is None else outage.call(False, lock.locked, writing=False))
 
 
-def _abandoned(gate: Gate, lock: Lock, logger: logging.Logger) -> None:
+def _abandoned(gate: Gate, lock: Lock | None, logger: logging.Logger) -> None:
     threading.Thread(target=gate.leave, args=(lock, logger), name="mqkv-dogpile-let-go", daemon=True).start()

@@ -17,12 +17,15 @@ from mqkv.errors import InvalidOption
 #: For how many seconds a holder of the creation lock may be silent before others take it.
 LOCK_TIMEOUT = 30.0
 
+#: Seconds that a call may take in all, unless told otherwise: a user may be waiting for the page.
+PATIENCE = 2.0
+
 #: The logger of those who give none.
 LOGGER = "mqkv.dogpile"
 
 _STORE = {"prefix", "name", "layout", "read_timeout", "write_timeout", "max_entries", "max_staleness"}
 _OWN = {
-    *("url", "confirm", "logger", "secret", "key_mangler", "mqkv_expiration_time", "redis_expiration_time"),
+    *("url", "confirm", "ignore_exceptions", "logger", "secret", "key_mangler", "mqkv_expiration_time", "redis_expiration_time"),
     *("distributed_lock", "lock_timeout", "lock_blocking", "lock_blocking_timeout", "lock_prefix"),
 }
 #: Arguments of the redis backend that say how to do what is done otherwise here: waiters are woken, and any thread may release.
@@ -48,6 +51,8 @@ class Options(NamedTuple):
     lock_ttl: float
     lock_wait: float | None  #: seconds that somebody without a value waits for a creator; None: as long as it takes
     lock_prefix: str
+    ignore_exceptions: bool  #: whether to create values without the broker while it is away
+    max_staleness: float | None
 
 
 def read(arguments: Mapping[str, Any]) -> Options:
@@ -55,7 +60,7 @@ def read(arguments: Mapping[str, Any]) -> Options:
     unknown = sorted(str(name) for name in arguments if name not in _STORE | _OWN | _IDLE)
     if unknown:
         warnings.warn(_about(unknown), UnknownArgument, stacklevel=4)
-    given = {"layout": "shared", "name": "dogpile", **arguments}
+    given = {"layout": "shared", "name": "dogpile", "read_timeout": PATIENCE, "write_timeout": PATIENCE, **arguments}
     if given.get("url") is None:
         raise InvalidOption("the mqkv backend needs a url: arguments={'url': 'amqp://user:password@host/vhost'}")
     store = {name: given[name] for name in _STORE & given.keys()}
@@ -72,6 +77,8 @@ def read(arguments: Mapping[str, Any]) -> Options:
         lock_ttl=_seconds(given, "lock_timeout") or LOCK_TIMEOUT,
         lock_wait=_lock_wait(given),
         lock_prefix=_lock_prefix(given.get("lock_prefix")),
+        ignore_exceptions=_flag(given, "ignore_exceptions", True),
+        max_staleness=given.get("max_staleness"),
     )
 
 
