@@ -125,7 +125,8 @@ def test_configured_from_a_file(prefix: str) -> None:
 
 
 def test_nothing_shows_the_password_or_the_secret() -> None:
-    backend = StreamBackend({"url": "amqp://user:hunter2@127.0.0.1:1/", "secret": "s3cr3t", "distributed_lock": True})
+    arguments = {"url": "amqp://user:hunter2@127.0.0.1:1/", "secret": "s3cr3t", "distributed_lock": True}
+    backend = StreamBackend({**arguments, "ignore_exceptions": False})
     shown = f"{backend!r} {backend.store!r} {backend.get_mutex('k')!r}"
     assert "hunter2" not in shown and "s3cr3t" not in shown
     with pytest.raises(mqkv.ConnectionFailed) as error:
@@ -221,8 +222,6 @@ def test_more_values_at_once_than_a_record_takes(make: Make) -> None:
     values = {f"k{number}": bytes([number]) * 3_000_000 for number in range(8)}
     region.set_multi(values)
     assert make().get_multi(list(values)) == list(values.values())
-    with pytest.raises(mqkv.ValueTooLarge):
-        region.set("k", bytes(17 * 2**20))
 
 
 def test_many_at_once_are_created_once(make: Make) -> None:
