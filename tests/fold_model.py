@@ -223,6 +223,7 @@ class Model:
         held, owner = self.locks.get(record.key), record.args["owner"]
         place = [name for name, _ in held.owners].index(owner) if held and owner in dict(held.owners) else None
         if held is None or place is None:
+            self.seen.add(str(owner))
             return Answer(False, done=False)
         if place == 0:
             self._grant(offset, record.key, held.owners[1:])

@@ -11,13 +11,23 @@ from typing import Any
 
 from mqkv import check
 from mqkv.core import Core
-from mqkv.errors import Closed, Error, InvalidOption, LockHeld, LockLost, LockTimeout, StreamMissing, WriteTimeout
+from mqkv.errors import (
+    Closed,
+    ConnectionFailed,
+    Error,
+    InvalidOption,
+    LockHeld,
+    LockLost,
+    LockTimeout,
+    StreamMissing,
+    WriteTimeout,
+)
 from mqkv.fold import Lock as Held
 from mqkv.fold import Outcome
 from mqkv.hearing import witness
 from mqkv.ids import new_id
 from mqkv.layout import Keyspace
-from mqkv.layout.leases import Lease, let_go
+from mqkv.layout.leases import Lease
 from mqkv.record import Record
 from mqkv.streams.base import HeaderValue, Promise
 from mqkv.table import Table
@@ -33,6 +43,9 @@ _OWN: Any = object()
 
 #: What an append to a purged stream comes to, before and after the keyspace has let go of its table.
 _GONE = (StreamMissing, Closed)
+
+#: What an append comes to that has left nothing behind.
+_NOTHING_WRITTEN = (StreamMissing, ConnectionFailed, WriteTimeout)
 
 
 class LockCore:
@@ -108,12 +121,14 @@ class LockCore:
             raise LockLost(f"lock {self._name!r} is not held by this one: only who acquired it can release it")
         self._lease = None
         keyspace.leases.remove(lease)
+        unlock = lease.record("unlock")
         try:
-            _, outcome = await keyspace.write_to(
-                lease.table, lease.record("unlock"), self._core._writing(), confirm=True, shared=True
-            )
+            _, outcome = await keyspace.write_to(lease.table, unlock, self._core._writing(), confirm=True, shared=True)
         except _GONE:
             outcome = None
+        except BaseException:
+            keyspace.leases.let_go(lease.table, unlock)
+            raise
         if outcome is None or not outcome.done:
             raise LockLost(f"the lease of lock {self._name!r} ran out before it was released: others may have held it")
         self._core._log.debug("lock", name=self._name, status="released")
@@ -146,6 +161,7 @@ class _Attempt:
         self._granted: Promise[int | None] = Promise()
         #: How the lock stands, and since when its holder is silent: one tuple, since another thread sets it.
         self._heard: tuple[Held | None, float] = None, 0.0
+        self._asked = False  #: whether the log may hold a record that asks for the lock
         self._queued = False
 
     async def make(self, until: float | None) -> tuple[int, float] | None:
@@ -157,7 +173,6 @@ class _Attempt:
             self._check_open()
             return granted
         except BaseException as error:
-            # Whatever happened: have no place in the queue, and not the lock.
             self._unlock()
             if isinstance(error, Error):
                 self._check_open()
@@ -173,7 +188,10 @@ class _Attempt:
         return under_way
 
     def _unlock(self) -> Promise[int] | None:
-        return let_go(self._table, self._record("unlock", owner=self.owner, **self._silence()))
+        """Have no place in the queue, and not the lock, whatever the log says of it."""
+        if not self._asked:
+            return None
+        return self._keyspace.leases.let_go(self._table, self._record("unlock", owner=self.owner, **self._silence()))
 
     def _check_open(self) -> None:
         if self._core._keyspace is not self._keyspace:
@@ -265,7 +283,12 @@ class _Attempt:
         silence = {} if waits else self._silence()
         args: dict[str, HeaderValue] = {"ttl_ms": round(self._ttl * 1000), "wait": waits, **silence}
         record = Record("lock", self._name, id=self.owner, args=args)
-        return await self._append(record)
+        self._asked = True
+        try:
+            return await self._append(record)
+        except _NOTHING_WRITTEN:
+            self._asked = False
+            raise
 
     async def _write(self, op: str, **args: HeaderValue) -> tuple[int, Outcome]:
         return await self._append(self._record(op, **args))

@@ -39,16 +39,20 @@ def lock(state: State, offset: int, record: Record) -> Outcome | None:
     return _REFUSED
 
 
-def unlock(state: State, offset: int, record: Record) -> Outcome:
+def unlock(state: State, offset: int, record: Record) -> Outcome | None:
     """Let go of a lock that one holds, or of one's place in the queue."""
     held, owner = state.locks.get(record.key), record.args.get("owner")
-    if held is None:
-        return _REFUSED
-    if held.holder.owner == owner:
+    if type(owner) is not str:
+        return None
+    if held is not None and held.holder.owner == owner:
         _grant_next(state, offset, record.key, held)
         return _DONE
-    _witness(state, record, held)
-    return _REFUSED if type(owner) is not str or held.queue.pop(owner, None) is None else _DONE
+    if held is not None:
+        _witness(state, record, held)
+        if held.queue.pop(owner, None) is not None:
+            return _DONE
+    state.is_repeat(owner)  # what asked for it may be under way still, and has nobody behind it now
+    return _REFUSED
 
 
 def renew(state: State, offset: int, record: Record) -> Outcome:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from mqkv.errors import Error
+from mqkv.errors import Closed, Error, StreamMissing
 from mqkv.fold import Lock
 from mqkv.ids import new_id
 from mqkv.logfmt import Log
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 RENEW, RETRY = 1 / 3, 1 / 20
 #: Seconds between two looks at nothing.
 IDLE = 3600.0
-#: Seconds that letting go may take where nobody waits for it.
+#: Seconds that letting go may take where nobody waits for it, and after which it is tried again.
 PARTING = 1.0
+#: How many owners are let go of at once, at most, while the broker is out of reach. Of others it is found out by the ttl.
+MOST_PARTING = 1_000
 
 
 class Waiter(Protocol):
@@ -77,6 +80,7 @@ class Leases:
         self._changed = threading.Condition()
         self._leases: list[Lease] = []
         self._waiters: set[Waiter] = set()
+        self._parting: deque[tuple[float, Table, Record]] = deque(maxlen=MOST_PARTING)  #: when it is tried again, and what
         self._thread: threading.Thread | None = None
         self._closed = False
         self._wakes = 0.0  #: when the thread looks again by itself
@@ -91,11 +95,7 @@ class Leases:
         lease.table.listen(lease.name, lease.on_change)
         with self._changed:
             self._leases.append(lease)
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name=f"mqkv-leases-{self._name}", daemon=True)
-                self._thread.start()
-            if lease.due < self._wakes:
-                self._changed.notify_all()
+            self._wake(lease.due)
 
     def remove(self, lease: Lease) -> None:
         lease.table.unlisten(lease.name, lease.on_change)
@@ -121,8 +121,35 @@ class Leases:
         for lease in leases:
             lease.lost = True
             self.remove(lease)
-            under_way.append(let_go(lease.table, lease.record("unlock")))
+            under_way.append(self.let_go(lease.table, lease.record("unlock")))
         return [promise for promise in under_way if promise is not None]
+
+    def let_go(self, table: Table, unlock: Record) -> Promise[int] | None:
+        """Have the log say that an owner is gone. Where that fails it is tried again: nobody renews for it, and nobody should
+        have to wait for its ttl."""
+        try:
+            promise = table.tail.append(to_message(unlock, shared=True), PARTING)
+        except Error as error:
+            self._let_go_later(error, table, unlock)
+            return None
+        promise.then(lambda settled: self._let_go_later(settled.error(), table, unlock))
+        return promise
+
+    def _let_go_later(self, error: BaseException | None, table: Table, unlock: Record) -> None:
+        if error is None or isinstance(error, (StreamMissing, Closed)) or table.failed is not None:
+            return
+        with self._changed:
+            due = time.monotonic() + PARTING
+            self._parting.append((due, table, unlock))
+            self._wake(due)
+
+    def _wake(self, due: float) -> None:
+        """Have the thread look again by then. Under the lock."""
+        if self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._run, name=f"mqkv-leases-{self._name}", daemon=True)
+            self._thread.start()
+        if due < self._wakes:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """End the thread. The stores have left by then."""
@@ -140,14 +167,21 @@ class Leases:
                     return
                 now = time.monotonic()
                 due = [lease for lease in self._leases if lease.due <= now]
-                if not due:
+                parting = []
+                while self._parting and self._parting[0][0] <= now:
+                    parting.append(self._parting.popleft())
+                if not due and not parting:
                     # An idle thread is cheaper than one a lock, and one wake-up too many than one a lock.
-                    self._wakes = min((lease.due for lease in self._leases), default=now + IDLE)
+                    self._wakes = min(
+                        [lease.due for lease in self._leases] + [at for at, *_ in self._parting], default=now + IDLE
+                    )
                     self._changed.wait(self._wakes - now)
                     self._wakes = 0.0
                     continue
             for lease in due:
                 self._renew(lease, now)
+            for _, table, unlock in parting:
+                self.let_go(table, unlock)
 
     def _renew(self, lease: Lease, now: float) -> None:
         if not lease.good:
@@ -177,11 +211,3 @@ class Leases:
                     lease.lost = True
 
         promise.then(settled)
-
-
-def let_go(table: Table, unlock: Record) -> Promise[int] | None:
-    """Say so to the log, as far as it can be reached: or others find out by the ttl."""
-    try:
-        return table.tail.append(to_message(unlock, shared=True), PARTING)
-    except Error:
-        return None
