@@ -283,7 +283,7 @@ class Link:
             spawn(self._begin(connection))
 
     async def _begin(self, connection: Connection) -> None:
-        session = Session(connection)
+        session = Session(connection, self.later)
         connection.session = session
         try:
             await self._owner.up(session)

@@ -9,16 +9,12 @@ leaves open (a stream that was declared and never written is silent). Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from mqkv.errors import StreamMissing
 from mqkv.streams.amqp.dialect import newest as newest_offset
 from mqkv.streams.amqp.failures import Dropped, not_a_stream, queue_error
-from mqkv.streams.amqp.session import Channel, Session
+from mqkv.streams.amqp.session import Channel, Later, Session
 from mqkv.streams.amqp.tasks import Future
 from mqkv.streams.base import Delivery
-
-Later = Callable[[float, Callable[[], None]], Callable[[], None]]
 
 #: Resolved when nobody waits for the answer any more.
 Over = Future[None] | None

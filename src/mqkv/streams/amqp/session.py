@@ -10,6 +10,7 @@ It knows AMQP methods and pika's channels; it knows no tail, append or sink but 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from pika.channel import Channel as RawChannel
@@ -24,9 +25,14 @@ from mqkv.streams.base import Delivery, HeaderValue, Message
 
 #: What a consumer may have under way. Acks go out four times as often, so that no consumer of a shared channel stalls.
 PREFETCH = 2_000
+#: And after so many seconds: a broker closes the channel of who takes too long (RabbitMQ's ``consumer_timeout``).
+ACK_AFTER = 1.0
 #: Consumers on one channel; channels for single requests. A connection has 2,047 channels at most.
 CONSUMERS = 256
 LANES = 24
+
+#: Run a function after so many seconds; what is returned forgets it.
+Later = Callable[[float, Callable[[], None]], Callable[[], None]]
 
 
 class Receiver(Protocol):
@@ -122,6 +128,8 @@ class Channel:
             receiver.receive(batch)
         if self._unacked >= PREFETCH // 4:
             self.ack()
+        elif not self.session.acks_due:
+            self.session.ack_soon()
 
     def ack(self) -> None:
         """Acknowledge all that was delivered so far."""
@@ -179,8 +187,10 @@ class Channel:
 class Session:
     """An open connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, later: Later) -> None:
         self.connection = connection
+        self.acks_due = False
+        self._later = later
         self.dialect: Dialect = choose(connection.server_properties)
         self.frame_max = int(connection.params.frame_max)
         self.drop: Dropped | None = None
@@ -200,6 +210,17 @@ class Session:
     def new_tag(self) -> str:
         self._tags += 1
         return f"m{self._tags}"
+
+    def ack_soon(self) -> None:
+        """Acknowledge on all channels what has come by then: one timer for them all, and none where nothing comes."""
+        self.acks_due = True
+        self._later(ACK_AFTER, self._ack_all)
+
+    def _ack_all(self) -> None:
+        self.acks_due = False
+        if self.drop is None:
+            for channel in self._channels.values():
+                channel.ack()
 
     def send(self, data: bytes) -> None:
         """Send frames that are encoded already."""

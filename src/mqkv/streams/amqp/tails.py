@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: Silence for so many seconds after consuming, with a barrier behind it, means: nothing was ever written (RabbitMQ).
 EMPTY_AFTER = 0.5
 LONGEST_PAUSE = 1.0
+#: A tail whose channel alone was lost is out of touch when it has not caught up again within so many seconds.
+REATTACH = 0.25
 #: Barriers without a message before them, after which the broker is asked what the newest is.
 DOUBT = 20
 
@@ -167,15 +169,24 @@ class AmqpTail(Tail):
         self._channel = None
         if reason.code in (541, 506) and not self.live:
             self._strikes += 1
-        self.again()
+        session = self._session
+        if session is None or session.drop is not None or not self.live or self.error is not None:
+            self.again()
+            return
+        self._pause()  # on a connection that is well, the sink need not know of what takes no longer than a delivery may
+        self._link.later(REATTACH, lambda: self.interrupt() if not self.live and self._session is session else None)
+        self.attach(session)
 
     def interrupt(self) -> None:
         """The connection is gone. Idempotent."""
-        self.feed = None
-        self.live = self.sendable = False
+        self._pause()
         if self.attached.done() and not self._out_of_touch and self.error is None:
             self._out_of_touch = True
             self._tell(self._sink.interrupted)
+
+    def _pause(self) -> None:
+        self.feed = None
+        self.live = self.sendable = False
         self.stream.check()
 
     def doubt(self, since: float) -> None:
