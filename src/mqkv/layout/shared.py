@@ -12,6 +12,7 @@ from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.layout import settings
 from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, attached, before, loaded, opening, rebuilt, settled
+from mqkv.layout.markers import Markers
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Start
@@ -33,6 +34,7 @@ class SharedKeyspace(Keyspace):
         self._locks = locks
         self._table: Table | None = None
         self._opening = Turn()
+        self._markers: Markers | None = None
         self._settled: Table | None = None  #: the table whose settings are known, told of, and changed if need be
 
     async def read(self, key: str, deadline: Deadline, *, fresh: bool = False) -> Cell | None:
@@ -212,9 +214,15 @@ class SharedKeyspace(Keyspace):
         """Wait until all that anybody has written before is folded here."""
         if self.engine.exact:
             self.catch_up()
-        else:
-            with before(deadline, f"a marker in stream {self.stream}"):
-                await self.write_to(table, Record("sync", "", id=new_id()), deadline, confirm=True, shared=True)
+            return
+        markers = self._markers
+        if markers is None or markers.table is not table:
+            markers = self._markers = Markers(table, self._mark)
+        await markers.passed(deadline)
+
+    async def _mark(self, table: Table, deadline: Deadline) -> None:
+        with before(deadline, f"a marker in stream {self.stream}"):
+            await self.write_to(table, Record("sync", "", id=new_id()), deadline, confirm=True, shared=True)
 
     async def _attach(self, deadline: Deadline, *, declare: bool) -> Table:
         """Open the table; where there is no stream, make it and write its settings first."""
