@@ -88,6 +88,21 @@ def test_a_peer_that_speaks_something_else() -> None:
         check(url)
 
 
+def test_a_tls_url_on_a_plain_port(broker: Any) -> None:
+    check(f"amqps://user:s3cret@127.0.0.1:{broker.port}/%2F?connect_timeout=3", match="is this the TLS port")
+
+
+@pytest.mark.parametrize("answer", [b"", b"AMQP\x00\x00\x09\x01", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_peer_that_speaks_no_tls(answer: bytes) -> None:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(100)
+        connection.sendall(answer)
+        connection.close()
+
+    with server(behave) as url:
+        check(url.replace("amqp:", "amqps:"), match="is this the TLS port")
+
+
 def test_a_login_that_is_refused(broker: Any) -> None:
     check(f"amqp://guest:s3cret@127.0.0.1:{broker.port}/%2F?connect_timeout=3", within=5)
 

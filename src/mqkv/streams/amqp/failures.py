@@ -24,6 +24,11 @@ CONNECTION_FORCED, ACCESS_REFUSED = 320, 403
 
 _TOO_LARGE = re.compile(r"message size \d+ (?:is )?larger than (?:configured )?max size (\d+)")
 
+#: What OpenSSL says, by its version, where a handshake is answered by something else.
+_NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"}
+_NOT_AMQP = (exceptions.IncompatibleProtocolError, exceptions.StreamLostError, exceptions.ProtocolSyntaxError)
+_HUNG_UP = (*_NOT_AMQP, ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError)
+
 
 class Dropped(Exception):
     """The channel or connection of a request is gone. ``code`` is AMQP's reply code, if the broker gave one."""
@@ -114,7 +119,7 @@ def _last_cause(problem: BaseException | None) -> BaseException | None:
 def connect_error(error: BaseException | None, url: URL) -> ConnectionFailed:
     """Why a connection could not be made, and what to do."""
     cause = _last_cause(error)
-    problem = ConnectionFailed(f"can't connect to {url}: {_why(cause)}")
+    problem = ConnectionFailed(f"can't connect to {url}: {_why(cause, url.scheme == 'amqps')}")
     problem.__cause__ = cause if _safe(cause, url) else None
     return problem
 
@@ -123,7 +128,7 @@ def _safe(cause: BaseException | None, url: URL) -> bool:
     return not url.password or url.password == "guest" or url.password not in f"{cause!r}{cause}"
 
 
-def _why(cause: BaseException | None) -> str:
+def _why(cause: BaseException | None, tls: bool) -> str:
     if isinstance(cause, (exceptions.AuthenticationError, exceptions.ProbableAuthenticationError)):
         return "the broker refused the login: check user and password in the URL"
     if isinstance(cause, exceptions.ProbableAccessDeniedError):
@@ -132,11 +137,15 @@ def _why(cause: BaseException | None) -> str:
         return f"the broker hung up: {cause.reply_code} {_plain(cause.reply_text)}"
     if isinstance(cause, socket.gaierror):
         return "unknown host: check the host in the URL"
+    if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+        return f"the other side does not speak TLS ({cause.reason}): is this the TLS port of the broker (5671, mostly)?"
+    if tls and isinstance(cause, _HUNG_UP):
+        return "the other side hung up in the handshake: is this the TLS port of the broker (5671, mostly)?"
     if isinstance(cause, ssl.SSLError):
         return f"TLS failed ({_plain(cause.reason or 'no reason given')}): check ?cafile= and the broker's certificate"
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused: is the broker running, and is this its port?"
-    if isinstance(cause, (exceptions.IncompatibleProtocolError, exceptions.StreamLostError, exceptions.ProtocolSyntaxError)):
+    if isinstance(cause, _NOT_AMQP):
         return "the other side hung up in the handshake: is this the AMQP port of a broker (amqps:// for TLS)?"
     if isinstance(cause, OSError) and cause.strerror:
         return f"{cause.strerror}: is the broker running and reachable?"
