@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import decimal
 import threading
 import time
 from typing import Any
 
 import pytest
 from django.core.cache import caches
+from django.core.checks import Tags, run_checks
 
 import mqkv
 from mqkv.django import InvalidCacheOption
@@ -21,6 +24,9 @@ def test_ttl(cache: Any) -> None:
     assert cache.ttl("forever") is None and cache.pttl("forever") is None
     assert cache.ttl("nothing") == 0 and cache.pttl("nothing") == 0
     assert cache.persist("k") is True and cache.ttl("k") is None and cache.persist("nothing") is False
+    assert cache.persist("k") is False, "it would not have expired"
+    assert cache.expire("k", datetime.timedelta(minutes=1)) is True and cache.ttl("k") == 60
+    assert cache.pexpire("k", datetime.timedelta(minutes=2)) is True and cache.ttl("k") == 120
     assert cache.expire("k", 20) is True and cache.ttl("k") == 20 and cache.expire("nothing", 20) is False
     assert cache.pexpire("k", 20_500) is True and cache.ttl("k") == 21
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -84,8 +90,8 @@ def test_set_if_absent_or_there(cache: Any) -> None:
 
 def test_lock(cache: Any) -> None:
     lock = cache.lock("jobs", timeout=5, blocking_timeout=0.2)
-    assert isinstance(lock, mqkv.Lock)
-    with lock:
+    with lock as held:
+        assert held is lock and lock.owned() and lock.locked() and lock.token > 0 and lock.name == ":1:jobs"
         answers: list[object] = []
 
         def other() -> None:
@@ -103,6 +109,112 @@ def test_lock(cache: Any) -> None:
         thread.join()
         assert answers == [False, "timeout", "another one"]
     assert not lock.locked()
+
+
+def in_a_thread(work: Any) -> Any:
+    answers: list[Any] = []
+
+    def run() -> None:
+        try:
+            answers.append(work())
+        except mqkv.Error as error:
+            answers.append(type(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return answers[0]
+
+
+def test_a_lock_by_the_names_of_redis_py(cache: Any) -> None:
+    lock = cache.lock("jobs", timeout=5, sleep=0.01, thread_local=True)
+    assert lock.acquire(blocking=True, blocking_timeout=1, sleep=0.01) is True
+    assert lock.extend(10) is True and lock.extend(10, replace_ttl=True) is True and lock.reacquire() is True
+    assert lock.acquire(blocking=False) is False and cache.lock("jobs", blocking_timeout=0.1).acquire() is False
+    with pytest.raises(mqkv.LockHeld):  # it would wait for itself
+        lock.acquire()
+    # One object in many threads: each has a lock of its own.
+    assert in_a_thread(lambda: lock.acquire(blocking=False)) is False and in_a_thread(lock.owned) is False
+    assert in_a_thread(lambda: lock.acquire(blocking_timeout=0.05)) is False
+    for work in (lock.release, lambda: lock.extend(5), lock.reacquire, lambda: lock.token):
+        assert in_a_thread(work) is mqkv.LockLost
+    lock.release()
+    with pytest.raises(mqkv.LockLost):
+        lock.extend(5)
+    with pytest.raises(mqkv.LockLost):
+        lock.release()
+    assert in_a_thread(lambda: lock.acquire(blocking=False) and lock.release()) is None
+
+
+def test_a_lock_that_one_thread_takes_and_another_releases(cache: Any) -> None:
+    lock = cache.lock("jobs", thread_local=False)
+    assert lock.acquire(blocking=False) and in_a_thread(lock.owned) is True and in_a_thread(lock.release) is None
+    assert not lock.owned() and not lock.locked()
+
+
+def test_arguments_where_django_redis_has_them(cache: Any) -> None:
+    cache.set_many({"foo1": 1, "foo2": 2, "bar": 3})
+    assert sorted(cache.iter_keys("foo*", 1000)) == ["foo1", "foo2"]
+    assert cache.delete_many(["bar", "nothing"]) == 1 and cache.delete_many([]) == 0
+    assert cache.incr("new", 5, ignore_key_check=True) == 5 and cache.incr("new", ignore_key_check=True) == 6
+    assert cache.ttl("new") is None and asyncio.run(cache.aincr("newer", 2, ignore_key_check=True)) == 2
+    with pytest.raises(ValueError):
+        cache.incr("newest")
+    cache.set("moved", "v", 50)
+    assert cache.incr_version("moved") == 2 and cache.ttl("moved", version=2) == 50 and cache.ttl("moved") == 0
+    assert asyncio.run(cache.aincr_version("moved", version=2)) == 3 and cache.ttl("moved", version=3) == 50
+    assert cache.decr_version("moved", version=3) == 2 and cache.get("moved", version=2) == "v"
+    # What would be taken for something else is refused.
+    for call in (lambda: cache.delete_pattern("foo*", None, None, 1000), lambda: cache.iter_keys("foo*", 1, None)):
+        with pytest.raises(TypeError):
+            call()
+    assert sorted(cache.keys("foo*")) == ["foo1", "foo2"]
+
+
+def test_patterns_as_redis_reads_them(memory_entry: Any, settings: Any) -> None:
+    settings.CACHES = {"default": memory_entry()}
+    cache = caches["default"]
+    names = ["hallo", "hello", "h^llo", "h*llo", "h[llo", "h]llo", "h\\llo", "hllo"]
+    cache.set_many(dict.fromkeys(names, 1))
+    for pattern, found in (
+        ("h[ae]llo", ["hallo", "hello"]),
+        ("h[^e]llo", [name for name in names if name not in ("hello", "hllo")]),
+        ("h[!e]llo", [name for name in names if name not in ("hello", "hllo")]),
+        ("h[a-b]llo", ["hallo"]),
+        ("h\\*llo", ["h*llo"]),
+        ("h[*]llo", ["h*llo"]),
+        ("h\\[llo", ["h[llo"]),
+        ("h[\\]a]llo", ["hallo", "h]llo"]),
+        ("h\\\\llo", ["h\\llo"]),
+        ("h[a^]llo", ["hallo", "h^llo"]),
+        ("h?llo", names[:-1]),
+        ("h*llo", names),
+    ):
+        assert sorted(cache.keys(pattern)) == sorted(found), pattern
+
+
+def test_settings_of_django_redis_that_nobody_reads(memory_entry: Any, settings: Any) -> None:
+    settings.CACHES = {"default": memory_entry()}
+    settings.DJANGO_REDIS_IGNORE_EXCEPTIONS = True
+    (message,) = run_checks(tags=[Tags.caches])
+    assert message.id == "mqkv.W008" and "OPTIONS['IGNORE_EXCEPTIONS']" in message.hint
+
+
+@pytest.mark.parametrize("timeout", ["60", datetime.timedelta(seconds=60), decimal.Decimal(60), [60]], ids=repr)
+def test_a_timeout_that_is_no_number_of_seconds(memory_entry: Any, settings: Any, timeout: Any) -> None:
+    settings.CACHES = {"default": memory_entry(OPTIONS={"IGNORE_EXCEPTIONS": True})}
+    cache = caches["default"]
+    for call in (
+        lambda: cache.set("k", 1, timeout),
+        lambda: cache.add("k", 1, timeout),
+        lambda: cache.touch("k", timeout),
+        lambda: cache.set_many({"k": 1}, timeout),
+        lambda: cache.get_or_set("k", 1, timeout),
+        lambda: asyncio.run(cache.aset("k", 1, timeout)),
+    ):
+        with pytest.raises(TypeError, match=f"a timeout is a number of seconds.* not a {type(timeout).__name__}: pass") as caught:
+            call()
+        assert isinstance(caught.value, mqkv.InvalidTTL)
 
 
 class Upper:

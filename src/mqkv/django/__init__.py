@@ -14,7 +14,8 @@ from mqkv.django import checks as checks  # registered by being imported, as Dja
 from mqkv.django.backend import StreamCache
 from mqkv.django.errors import InvalidCacheOption
 from mqkv.django.health import Health, get_store, health
+from mqkv.django.lock import CacheLock
 from mqkv.django.stores import close_stores
 from mqkv.django.url import cache_url
 
-__all__ = ["Health", "InvalidCacheOption", "StreamCache", "cache_url", "close_stores", "get_store", "health"]
+__all__ = ["CacheLock", "Health", "InvalidCacheOption", "StreamCache", "cache_url", "close_stores", "get_store", "health"]

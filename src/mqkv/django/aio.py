@@ -182,10 +182,10 @@ class AsyncMethods:
         return await self._ado(False, "delete", name)  # type: ignore[no-any-return]
 
     @mirror
-    async def aincr(self, key: Any, delta: float = 1, version: int | None = None) -> Any:
+    async def aincr(self, key: Any, delta: float = 1, version: int | None = None, *, ignore_key_check: bool = False) -> Any:
         name = self.make_and_validate_key(key, version=version)
         try:
-            return await self._ado(None, "incr", name, delta)
+            return await self._ado(None, "incr", name, delta, initial=0 if ignore_key_check else None)
         except mqkv.KeyNotFound:
             raise ValueError(f"Key {key!r} not found") from None
 
@@ -213,19 +213,18 @@ class AsyncMethods:
         return failed
 
     @mirror
-    async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
+    async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> Any:
         names = [self.make_and_validate_key(key, version=version) for key in keys]
-        if names:
-            await self._ado(None, "delete_many", names)
+        return await self._ado(None, "delete_many", names) if names else 0
 
     @mirror
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         version = self.version if version is None else version
-        value = await self.aget(key, _ABSENT, version=version)
-        if value is _ABSENT:
+        entry = await self._ado(None, "entry", self.make_and_validate_key(key, version=version))
+        if entry is None:
             raise ValueError(f"Key {key!r} not found")
-        await self.aset(key, value, version=version + delta)
-        await self.adelete(key, version=version)
+        await self.aset(key, entry.value, seconds_left(entry), version + delta)
+        await self.adelete(key, version)
         return version + delta
 
     @mirror
@@ -254,7 +253,7 @@ class AsyncMethods:
 
     @mirror
     async def adelete_pattern(
-        self, pattern: str, version: int | None = None, prefix: str | None = None, itersize: int | None = None
+        self, pattern: str, version: int | None = None, prefix: str | None = None, *, itersize: int | None = None
     ) -> int:
         names = await self._ado([], "keys", self._pattern(pattern, version, prefix))
         count = 0

@@ -17,9 +17,9 @@ from mqkv.django import run
 from mqkv.django.aio import AsyncMethods
 from mqkv.django.batches import batches, log_too_large
 from mqkv.django.config import examine_params, find_aliases, import_option, read_location, store_config
-from mqkv.django.errors import InvalidCacheOption
+from mqkv.django.errors import InvalidCacheOption, InvalidTimeout
 from mqkv.django.options import examine_options
-from mqkv.django.redis import RedisMethods
+from mqkv.django.redis import RedisMethods, seconds_left
 from mqkv.django.stores import Shared, shared, try_out
 
 logger = logging.getLogger("mqkv.django")
@@ -126,6 +126,8 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
             timeout = self.default_timeout
         if timeout is None:
             return None
+        if not isinstance(timeout, (int, float)):
+            raise InvalidTimeout.of(timeout)
         return 0 if timeout <= 0 else min(timeout, _LONGEST)
 
     # When something goes wrong
@@ -270,11 +272,12 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         name = self.make_and_validate_key(key, version=version)
         return self._do(False, self._store.delete, name)  # type: ignore[no-any-return]
 
-    def incr(self, key: Any, delta: float = 1, version: int | None = None) -> Any:
-        """The sum, exact among all processes. The value keeps its ttl; where there is none: ``ValueError``."""
+    def incr(self, key: Any, delta: float = 1, version: int | None = None, *, ignore_key_check: bool = False) -> Any:
+        """The sum, exact among all processes. The value keeps its ttl; where there is none: ``ValueError``, or with
+        ``ignore_key_check`` the delta, for good."""
         name = self.make_and_validate_key(key, version=version)
         try:
-            return self._do(None, self._store.incr, name, delta)
+            return self._do(None, self._store.incr, name, delta, initial=0 if ignore_key_check else None)
         except mqkv.KeyNotFound:
             raise ValueError(f"Key {key!r} not found") from None
 
@@ -298,10 +301,20 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
             failed.extend(names[name] for name in batch)
         return failed
 
-    def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
+    def delete_many(self, keys: Iterable[Any], version: int | None = None) -> Any:
+        """How many there were."""
         names = [self.make_and_validate_key(key, version=version) for key in keys]
-        if names:
-            self._do(None, self._store.delete_many, names)
+        return self._do(None, self._store.delete_many, names) if names else 0
+
+    def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+        """Move a value to another version, with its ttl; the version. Where there is none: ``ValueError``."""
+        version = self.version if version is None else version
+        entry = self._do(None, self._store.entry, self.make_and_validate_key(key, version=version))
+        if entry is None:
+            raise ValueError(f"Key {key!r} not found")
+        self.set(key, entry.value, seconds_left(entry), version + delta)
+        self.delete(key, version)
+        return version + delta
 
     def clear(self) -> None:
         """Remove the keys of this cache's KEY_PREFIX, by one record; with a KEY_FUNCTION, whose keys may look like anything, all

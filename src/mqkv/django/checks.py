@@ -11,6 +11,7 @@ mqkv.W004  (deploy) amqp:// without TLS to a broker that is not on this machine
 mqkv.W005  an OPTION of a Redis cache, without a meaning here
 mqkv.W006  two caches in one keyspace, one of which clears what the other keeps
 mqkv.W007  the default name of the keyspace may well be that of another project, too
+mqkv.W008  a setting of django-redis that nobody reads
 =========  =========================================================================================
 """
 
@@ -29,6 +30,16 @@ from mqkv.django.config import TOP_LEVEL, project_name, read_location, store_con
 from mqkv.django.errors import InvalidCacheOption, Problem
 from mqkv.django.options import examine_options
 from mqkv.django.run import register
+
+#: Settings of django-redis, and what takes their place.
+_OF_DJANGO_REDIS = {
+    "DJANGO_REDIS_IGNORE_EXCEPTIONS": "Set OPTIONS['IGNORE_EXCEPTIONS'] of each cache, and remove it.",
+    "DJANGO_REDIS_LOG_IGNORED_EXCEPTIONS": "Set OPTIONS['LOG_IGNORED_EXCEPTIONS'] of each cache, and remove it.",
+    "DJANGO_REDIS_LOGGER": "Remove it: the logger is 'mqkv.django'.",
+    "DJANGO_REDIS_SCAN_ITERSIZE": "Remove it.",
+    "DJANGO_REDIS_CONNECTION_FACTORY": "Remove it.",
+    "DJANGO_REDIS_CLOSE_CONNECTION": "Remove it.",
+}
 
 _HERE = {"localhost", "127.0.0.1", "::1"}
 
@@ -124,6 +135,18 @@ def check_keyspaces(app_configs: Any = None, **kwargs: Any) -> list[checks.Check
             hint = "If others may be on this virtual host, set OPTIONS['prefix'] to a word for this project."
             found.append(_warning(alias, "W007", problem, hint))
     return found
+
+
+@register()
+def check_settings(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """No setting of django-redis is left that somebody counts on."""
+    if not any(_ours()) or any("django_redis" in str(entry.get("BACKEND", "")) for entry in settings.CACHES.values()):
+        return []
+    return [
+        checks.Warning(f"settings.{name}: it is django-redis's, and nobody reads it.", hint=hint, id="mqkv.W008")
+        for name, hint in _OF_DJANGO_REDIS.items()
+        if hasattr(settings, name)
+    ]
 
 
 @register(deploy=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NamedTuple
 
 from django.core.cache.backends.base import InvalidCacheBackendError
@@ -55,3 +56,9 @@ class Problems(list[Problem]):
 
 class InvalidTimeout(mqkv.InvalidTTL, TypeError):
     """A timeout that is no number of seconds."""
+
+    @classmethod
+    def of(cls, timeout: object) -> InvalidTimeout:
+        what = {timedelta: "pass its total_seconds()", str: "pass the number"}.get(type(timeout), "pass an int or a float")
+        kind = type(timeout).__name__
+        return cls(f"a timeout is a number of seconds, None (for ever) or 0 (gone at once), not a {kind}: {what}")

@@ -6,7 +6,7 @@ import glob
 import math
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, default_key_func
@@ -14,6 +14,8 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, default_key_func
 import mqkv
 from mqkv.django.batches import chunks
 from mqkv.django.errors import InvalidCacheOption
+from mqkv.django.lock import CacheLock
+from mqkv.django.patterns import of_redis
 
 
 def seconds_left(entry: mqkv.Entry | None) -> float | None:
@@ -56,16 +58,16 @@ class RedisMethods:
         return seconds_left(self._do(None, self._store.entry, self.make_and_validate_key(key, version=version)))
 
     def persist(self, key: Any, version: int | None = None) -> bool:
-        """Let a value live for good. Whether there was one."""
-        return self.touch(key, None, version)
+        """Let a value live for good. Whether it would have expired."""
+        return self._left(key, version) not in (None, 0) and self.touch(key, None, version)
 
     def expire(self, key: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        """Let a value live for ``timeout`` seconds from now on. Whether there was one."""
-        return self.touch(key, timeout, version)
+        """Let a value live for ``timeout`` seconds (or a ``timedelta``) from now on. Whether there was one."""
+        return self.touch(key, timeout.total_seconds() if isinstance(timeout, timedelta) else timeout, version)
 
-    def pexpire(self, key: Any, timeout: float, version: int | None = None) -> bool:
-        """The same in milliseconds."""
-        return self.touch(key, timeout / 1000, version)
+    def pexpire(self, key: Any, timeout: timedelta | float, version: int | None = None) -> bool:
+        """The same; a number is milliseconds."""
+        return self.expire(key, timeout if isinstance(timeout, timedelta) else timeout / 1000, version)
 
     def expire_at(self, key: Any, when: datetime | float, version: int | None = None) -> bool:
         """Let a value live until a moment: a ``datetime``, or Unix seconds. Whether there was one."""
@@ -79,17 +81,17 @@ class RedisMethods:
     # Keys
 
     def keys(self, search: str = "*", version: int | None = None) -> list[str]:
-        """The keys that match a glob (``*``, ``?``, ``[...]``), as they were passed to ``set``. Looks at every key of the
-        keyspace, in memory."""
+        """The keys that match a glob as Redis reads it (``*``, ``?``, ``[...]``, ``[^...]``, and a backslash before what is meant
+        as it is), as they were passed to ``set``. Looks at every key of the keyspace, in memory."""
         names = self._do([], self._store.keys, self._pattern(search, version))
         return [self._given(name, version) for name in names]
 
-    def iter_keys(self, search: str = "*", version: int | None = None, itersize: int | None = None) -> Iterator[str]:
+    def iter_keys(self, search: str = "*", itersize: int | None = None, *, version: int | None = None) -> Iterator[str]:
         """The same, one by one; of one moment. ``itersize`` is taken for those who come from django-redis."""
         return iter(self.keys(search, version))
 
     def delete_pattern(
-        self, pattern: str, version: int | None = None, prefix: str | None = None, itersize: int | None = None
+        self, pattern: str, version: int | None = None, prefix: str | None = None, *, itersize: int | None = None
     ) -> int:
         """Delete the keys that match a glob; how many there were. ``prefix`` takes the place of KEY_PREFIX."""
         names = self._do([], self._store.keys, self._pattern(pattern, version, prefix))
@@ -98,7 +100,7 @@ class RedisMethods:
     def _pattern(self, pattern: str, version: int | None, prefix: str | None = None) -> str:
         """The glob that full keys must match."""
         prefix = self.key_prefix if prefix is None else prefix
-        return self.key_func(pattern, glob.escape(prefix), self.version if version is None else version)
+        return self.key_func(of_redis(pattern), glob.escape(prefix), self.version if version is None else version)
 
     def _given(self, name: str, version: int | None) -> str:
         if self._reverse_key is not None:
@@ -118,12 +120,15 @@ class RedisMethods:
         sleep: float = 0.1,
         blocking: bool = True,
         blocking_timeout: float | None = None,
-    ) -> mqkv.Lock:
-        """A lock that one owner holds at a time, of all processes: ``with cache.lock("jobs"): ...``; see :class:`mqkv.Lock`.
+        *,
+        thread_local: bool = True,
+    ) -> CacheLock:
+        """A lock that one owner holds at a time, of all processes: ``with cache.lock("jobs"): ...``; see :class:`CacheLock`.
 
         ``timeout`` is for how many seconds a holder may be silent (None: 30); while its process lives, it renews by itself.
-        ``blocking_timeout`` bounds the wait. ``sleep`` is taken, and not needed: who waits is told.
+        ``blocking_timeout`` bounds the wait. ``sleep`` is taken, and not needed: who waits is told. ``thread_local=False``: one
+        thread may acquire, and another release.
         """
         name = self.make_and_validate_key(key, version=version)
-        wait = blocking_timeout if blocking else 0
-        return self._store.lock(name, ttl=30.0 if timeout is None else timeout, timeout=wait)
+        ttl = 30.0 if timeout is None else timeout
+        return CacheLock(lambda: self._store.lock(name, ttl=ttl), blocking, blocking_timeout, thread_local)
