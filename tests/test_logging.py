@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import traceback
 from typing import Any
 
@@ -52,6 +53,17 @@ def test_what_is_logged(url: str, prefix: str, layout: Any, caplog: pytest.LogCa
     if url.startswith("amqp"):
         assert "at=connect url=amqp://guest:***@" in text and "product=" in text
     assert SECRET not in text and "guest:guest" not in text
+
+
+def test_a_broker_that_is_not_there_is_told_once(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    caplog.set_level(logging.INFO)
+    with mqkv.Store(f"amqp://guest:guest@127.0.0.1:{port}/%2F", prefix=prefix, logger=logging.getLogger("test.mqkv")) as store:
+        for n in range(50):
+            with pytest.raises(mqkv.ConnectionFailed):
+                store.set("k", n)
+        assert lines(caplog).count("at=connect-failed") == 1
 
 
 def test_nothing_tells_a_password_or_a_value(broker: Any, prefix: str, caplog: pytest.LogCaptureFixture) -> None:

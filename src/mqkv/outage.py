@@ -137,4 +137,5 @@ class Outage:
         if began is not None:
             self._on_end()
             spared, self._spared = self._spared, 0
-            self._logger.info("%s", line("outage", status="over", seconds=f"{self._now() - began:.1f}", spared=spared))
+            # As loud as the beginning: who was told of the one waits for the other.
+            self._logger.warning("%s", line("outage", status="over", seconds=f"{self._now() - began:.1f}", spared=spared))

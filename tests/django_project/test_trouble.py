@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -60,16 +62,22 @@ def test_errors_are_ignored(settings: Any, nowhere: str, caplog: pytest.LogCaptu
         assert cache.delete_many(["k"]) is None and cache.clear() is None and not cache.has_key("k")
         assert cache.ttl("k") == 0 and cache.keys() == [] and cache.delete_pattern("*") == 0
         assert not cache.add("k", 1, 0) and cache.set_many({"k": 1}, 0) == ["k"] and not cache.set("k", 1, xx=True)
-    ignored = [record.getMessage() for record in caplog.records if "at=ignored" in record.getMessage()]
-    assert 1 <= len(ignored) < 5 and "guest:guest" not in caplog.text
+    connecting, told = [record.getMessage() for record in caplog.records if record.name == "mqkv.django"]
+    assert (
+        "at=connect-failed" in connecting
+        and "at=outage status=began error=ConnectionFailed" in told
+        and "guest:guest" not in caplog.text
+    )
     assert time.monotonic() - begun < 10, "a page makes many calls; it waits for one of them"
     # What the caller does wrong is not ignored.
-    cache._shared._paused_until = None
+    mqkv.django.close_stores()
+    del caches["default"]
+    cache = caches["default"]
     with pytest.raises(InvalidCacheKey), pytest.warns(CacheKeyWarning):
         cache.set("new\nline", 1)
 
 
-def test_errors_are_ignored_in_an_event_loop(settings: Any, nowhere: str) -> None:
+def test_errors_are_ignored_in_an_event_loop(settings: Any, nowhere: str, caplog: pytest.LogCaptureFixture) -> None:
     cache = down(settings, nowhere, IGNORE_EXCEPTIONS=True, LOG_IGNORED_EXCEPTIONS=False)
 
     async def work() -> None:
@@ -77,7 +85,9 @@ def test_errors_are_ignored_in_an_event_loop(settings: Any, nowhere: str) -> Non
         assert await cache.aset_many({"k": 1}) == ["k"] and await cache.aincr("k") is None
         assert await cache.aget_or_set("k", 7) == 7
 
-    asyncio.run(work())
+    with caplog.at_level(logging.DEBUG, "mqkv.django"):
+        asyncio.run(work())
+    assert "at=outage" not in caplog.text, "nobody wants to know"
 
 
 def test_pages_render(settings: Any, nowhere: str) -> None:
@@ -97,6 +107,71 @@ def test_sessions_of_cached_db_work_without_the_cache(settings: Any, nowhere: st
     assert [client.get("/visits/").content for _ in range(3)] == [b"1", b"2", b"3"]
 
 
+@contextmanager
+def pages(cache: Any, told: list[str]) -> Iterator[None]:
+    """Some threads that read and write without a pause; and what is logged meanwhile, that people are to look at."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            assert cache.get("text") == "t"
+            cache.set("k", 1)
+            time.sleep(0.001)
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    handler = Told(logging.INFO)
+    logger = logging.getLogger("mqkv.django")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["down", "alarmed"])
+def test_an_outage_is_one_line_and_its_end_another(settings: Any, own_broker: Any, by: str) -> None:
+    """Down, and up again; or reachable, and taking no writes."""
+    cache = down(settings, own_broker.url, IGNORE_EXCEPTIONS=True, read_timeout=2, write_timeout=1)
+    cache.set("text", "t")
+    told: list[str] = []
+    with pages(cache, told):
+        if by == "down":
+            own_broker.kill()
+        else:
+            own_broker.ctl("set_vm_memory_high_watermark", "0.000001")
+        wait_for(lambda: any("at=outage" in line for line in told))
+        time.sleep(6)
+        assert sum("at=outage" in line for line in told) == 1
+        if by == "down":
+            own_broker.start()
+        else:
+            own_broker.ctl("set_vm_memory_high_watermark", "0.6")
+        wait_for(lambda: any("status=over" in line for line in told))
+        time.sleep(2)
+    assert [line.split()[1] for line in told if "at=outage" in line] == ["status=began", "status=over"]
+    assert len(told) < 20, told
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_a_broker_that_goes_and_comes_back(settings: Any, own_broker: Any) -> None:
     cache = down(settings, own_broker.url, IGNORE_EXCEPTIONS=True, read_timeout=5, write_timeout=5)
@@ -114,19 +189,6 @@ def test_a_broker_that_goes_and_comes_back(settings: Any, own_broker: Any) -> No
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert cache.get("k") == [4] and mqkv.django.health().ok
-
-
-def test_while_the_broker_is_down_one_caller_at_a_time_finds_out(memory_entry: Any, settings: Any) -> None:
-    settings.CACHES = {"default": memory_entry(OPTIONS={"IGNORE_EXCEPTIONS": True})}
-    shared = caches["default"]._shared
-    assert not shared.resting() and not shared.resting()
-    shared.failed(time.monotonic())
-    assert shared.resting()
-    shared._paused_until = time.monotonic()
-    assert not shared.resting() and shared.resting(), "one is let through, the others rest until it knows"
-    caches["default"].get("k")
-    shared._paused_until = time.monotonic()
-    assert caches["default"].set("k", 1) and shared._paused_until is None
 
 
 def test_a_broker_that_answers_nothing(settings: Any) -> None:

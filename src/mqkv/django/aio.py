@@ -15,11 +15,14 @@ import mqkv
 from mqkv.django.batches import batches, chunks, log_too_large
 from mqkv.django.redis import seconds_left
 from mqkv.django.stores import Shared
+from mqkv.outage import is_outage
 
 T = TypeVar("T")
 Method = Callable[..., Coroutine[Any, Any, T]]
 
 _ABSENT: Any = object()
+
+_READS = {"get", "get_many", "exists", "entry", "keys"}
 
 
 def mirror(method: Method[T]) -> Method[T]:
@@ -51,7 +54,6 @@ class AsyncMethods:
     _replaced: ClassVar[frozenset[str]]
     _ignore: bool
     _fail: Callable[[mqkv.Error], NoReturn]
-    _failed: Callable[..., Any]
     _recall: Callable[[str, Any], Any]
     _recall_many: Callable[[Iterable[str]], dict[str, Any]]
     _own_prefix: Callable[[], str]
@@ -66,19 +68,28 @@ class AsyncMethods:
     async def _ado(self, dropped: Any, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call the store; ``dropped`` where that fails and failures are ignored."""
         call = getattr(self._shared.async_store, verb)
-        if not self._ignore:
-            try:
+        try:
+            if not self._ignore:
                 return await call(*arguments, **options)
-            except mqkv.Error as error:
-                self._fail(error)
-        if self._shared.resting():
+            return await self._attempt(dropped, verb not in _READS, call(*arguments, **options))
+        except mqkv.Error as error:
+            self._fail(error)
+
+    async def _attempt(self, dropped: Any, writing: bool, call: Coroutine[Any, Any, Any]) -> Any:
+        outage = self._shared.outage
+        if outage.resting(writing=writing):
+            call.close()
             return dropped
         begun = time.monotonic()
         try:
-            result = await call(*arguments, **options)
+            result = await call
         except mqkv.Error as error:
-            return self._failed(error, dropped, begun)
-        self._shared.worked()
+            if not is_outage(error):
+                outage.worked(writing=writing)
+                raise
+            outage.failed(error, begun, writing=writing)
+            return dropped
+        outage.worked(writing=writing)
         return result
 
     @mirror

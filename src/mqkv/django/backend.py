@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NoReturn
 
@@ -31,9 +30,6 @@ _PORTABLE = re.compile(r"[^\x00-\x20\x7f]{0,250}").fullmatch
 _LONGEST = 100 * 366 * 86_400
 
 _ABSENT: Any = object()
-
-#: What the world does; what is left is what the caller did.
-_TROUBLE = (OSError, TimeoutError, mqkv.UpgradeRequired)
 
 
 class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
@@ -66,7 +62,6 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         options = reading.options
         self._location, self._options = location, options
         self._ignore = options.get("ignore_exceptions", False)
-        self._log_ignored = options.get("log_ignored_exceptions", True)
         self._reverse_key = params.get("REVERSE_KEY_FUNCTION", options.get("reverse_key_function"))
         if self._reverse_key is not None and not callable(self._reverse_key):
             with problems.gathered():
@@ -137,32 +132,21 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
             raise InvalidCacheKey(str(error)) from error
         raise error
 
-    def _failed(self, error: mqkv.Error, dropped: Any, begun: float) -> Any:
-        """What a call answers that has failed: ``dropped``, where such errors are to be ignored."""
-        if not self._ignore or not isinstance(error, _TROUBLE):
-            self._shared.worked()
-            self._fail(error)
-        self._shared.failed(begun)
-        if self._log_ignored:
-            logger.warning("at=ignored error=%s reason=%s", type(error).__name__, error)
-        return dropped
-
     def _do(self, dropped: Any, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call the store; ``dropped`` where that fails and failures are ignored."""
-        if not self._ignore:
-            try:
-                return verb(*arguments, **options)
-            except mqkv.Error as error:
-                self._fail(error)
-        if self._shared.resting():
-            return dropped
-        begun = time.monotonic()
+        """Have the store write; ``dropped`` where that fails and failures are ignored."""
+        return self._call(dropped, verb, *arguments, writing=True, **options)
+
+    def _look(self, dropped: Any, verb: Callable[..., Any], *arguments: Any) -> Any:
+        """Have the store read."""
+        return self._call(dropped, verb, *arguments, writing=False)
+
+    def _call(self, dropped: Any, verb: Callable[..., Any], *arguments: Any, writing: bool, **options: Any) -> Any:
         try:
-            result = verb(*arguments, **options)
+            if not self._ignore:
+                return verb(*arguments, **options)
+            return self._shared.outage.call(dropped, verb, *arguments, writing=writing, **options)
         except mqkv.Error as error:
-            return self._failed(error, dropped, begun)
-        self._shared.worked()
-        return result
+            self._fail(error)
 
     def _recall(self, key: str, default: Any) -> Any:
         """What memory knows, whatever the broker would say; nothing, where it may be too old."""
@@ -177,7 +161,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         key = self.make_and_validate_key(key, version=version)
         if self._ignore:
-            value = self._do(_ABSENT, self._store.get, key, default)
+            value = self._look(_ABSENT, self._store.get, key, default)
             return value if value is not _ABSENT else self._recall(key, default)
         try:
             return self._store.get(key, default)
@@ -186,7 +170,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         asked = {self.make_and_validate_key(key, version=version): key for key in keys}
-        found = self._do(None, self._store.get_many, asked)
+        found = self._look(None, self._store.get_many, asked)
         return {asked[key]: value for key, value in (self._recall_many(asked) if found is None else found).items()}
 
     def has_key(self, key: Any, version: int | None = None) -> bool:
@@ -254,7 +238,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         name = self.make_and_validate_key(key, version=version)
         ttl = self.get_backend_timeout(timeout)
         if ttl == 0:
-            return not self._do(True, self._store.exists, name)
+            return not self._look(True, self._store.exists, name)
         try:
             return self._do(False, self._store.add, name, value, ttl=ttl)  # type: ignore[no-any-return]
         except mqkv.ValueTooLarge as error:
@@ -309,7 +293,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
     def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """Move a value to another version, with its ttl; the version. Where there is none: ``ValueError``."""
         version = self.version if version is None else version
-        entry = self._do(None, self._store.entry, self.make_and_validate_key(key, version=version))
+        entry = self._look(None, self._store.entry, self.make_and_validate_key(key, version=version))
         if entry is None:
             raise ValueError(f"Key {key!r} not found")
         self.set(key, entry.value, seconds_left(entry), version + delta)

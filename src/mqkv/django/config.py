@@ -58,6 +58,7 @@ class StoreConfig:
     compressor: Any
     compress_over: int
     max_decompressed: int
+    logs_outages: bool
     store_options: tuple[tuple[str, Any], ...]
 
 
@@ -204,6 +205,7 @@ def store_config(location: Any, options: Mapping[str, Any], alias: str, max_entr
         compressor=_hashable(options.get("compressor")),
         compress_over=options.get("compress_over", 1024),
         max_decompressed=options.get("max_decompressed", 64 * 2**20),
+        logs_outages=options.get("log_ignored_exceptions", True),
         store_options=tuple(sorted(chosen.items())),
     )
 

@@ -36,6 +36,7 @@ class RedisMethods:
     touch: Callable[..., bool]
     _reverse_key: Callable[[str], str] | None
     _do: Callable[..., Any]
+    _look: Callable[..., Any]
 
     if TYPE_CHECKING:
 
@@ -55,7 +56,7 @@ class RedisMethods:
         return None if left is None else math.ceil(left * 1000)
 
     def _left(self, key: Any, version: int | None) -> float | None:
-        return seconds_left(self._do(None, self._store.entry, self.make_and_validate_key(key, version=version)))
+        return seconds_left(self._look(None, self._store.entry, self.make_and_validate_key(key, version=version)))
 
     def persist(self, key: Any, version: int | None = None) -> bool:
         """Let a value live for good. Whether it would have expired."""
@@ -83,7 +84,7 @@ class RedisMethods:
     def keys(self, search: str = "*", version: int | None = None) -> list[str]:
         """The keys that match a glob as Redis reads it (``*``, ``?``, ``[...]``, ``[^...]``, and a backslash before what is meant
         as it is), as they were passed to ``set``. Looks at every key of the keyspace, in memory."""
-        names = self._do([], self._store.keys, self._pattern(search, version))
+        names = self._look([], self._store.keys, self._pattern(search, version))
         return [self._given(name, version) for name in names]
 
     def iter_keys(self, search: str = "*", itersize: int | None = None, *, version: int | None = None) -> Iterator[str]:
@@ -94,7 +95,7 @@ class RedisMethods:
         self, pattern: str, version: int | None = None, prefix: str | None = None, *, itersize: int | None = None
     ) -> int:
         """Delete the keys that match a glob; how many there were. ``prefix`` takes the place of KEY_PREFIX."""
-        names = self._do([], self._store.keys, self._pattern(pattern, version, prefix))
+        names = self._look([], self._store.keys, self._pattern(pattern, version, prefix))
         return sum(self._do(0, self._store.delete_many, chunk) for chunk in chunks(names, itersize))
 
     def _pattern(self, pattern: str, version: int | None, prefix: str | None = None) -> str:

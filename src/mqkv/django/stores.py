@@ -11,7 +11,6 @@ import inspect
 import logging
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,12 +20,11 @@ from mqkv.django.compressors import COMPRESSORS
 from mqkv.django.config import Same, StoreConfig, error_of, import_option
 from mqkv.django.errors import InvalidCacheOption, Problems
 from mqkv.django.serializers import SERIALIZERS
+from mqkv.outage import Outage
 
 logger = logging.getLogger("mqkv.django")
 
-#: For how many seconds a broker that failed is left alone, where exceptions are ignored: as long as the failure took to show,
-#: within these bounds.
-SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
+_nowhere = logging.Logger("mqkv.django.unheard", logging.CRITICAL + 1)
 
 
 class Shared:
@@ -35,8 +33,8 @@ class Shared:
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
         self.codec = _codec(config)
-        self._paused_until: float | None = None  #: by time.monotonic; None while all is well
         self.store: mqkv.Store = _open(mqkv.Store, config, config.url, self.codec)
+        self.outage = Outage(self._in_touch, logger if config.logs_outages else _nowhere)
         self._async_store: mqkv.AsyncStore | None = None
 
     @property
@@ -48,28 +46,8 @@ class Shared:
                     self._async_store = _open(mqkv.AsyncStore, self.config, self.config.url, self.codec)
         return self._async_store
 
-    def resting(self) -> bool:
-        """Whether to leave the broker alone: a page makes many calls, and should wait for one of them. When the pause is over,
-        one caller is let through, and the others rest until it knows."""
-        until = self._paused_until
-        if until is None:
-            return False
-        now = time.monotonic()
-        if now < until:
-            return True
-        self._paused_until = now + LONGEST_PAUSE
-        return False
-
-    def failed(self, begun: float) -> None:
-        """A call that began at ``begun`` could not be done."""
-        now = time.monotonic()
-        self._paused_until = now + min(max(now - begun, SHORTEST_PAUSE), LONGEST_PAUSE)
-
-    def worked(self) -> None:
-        """A call was done; by memory alone, perhaps."""
-        if self._paused_until is not None:
-            in_touch = self.store.stats().get("staleness") == 0
-            self._paused_until = None if in_touch else time.monotonic() + SHORTEST_PAUSE
+    def _in_touch(self) -> bool:
+        return self.store.stats().get("staleness") == 0
 
     def close(self) -> None:
         self.store.close()

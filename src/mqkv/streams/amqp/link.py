@@ -121,6 +121,7 @@ class Link:
         self._tried = 0  # how many have failed since the last pause
         self._pause = FIRST_PAUSE
         self._last_error: ConnectionFailed | None = None
+        self._told: set[str] = set()  # why it could not be connected, since it was last
         self._waiting: list[Future[Session]] = []
 
     # For any thread
@@ -299,6 +300,7 @@ class Link:
         self.session = session
         self._connecting = False
         self._was_up = True
+        self._told.clear()
         self._tried = 0
         self._pause = FIRST_PAUSE
         waiting, self._waiting = self._waiting, []
@@ -368,8 +370,11 @@ class Link:
 
     def _failed(self, problem: ConnectionFailed) -> None:
         self._last_error = problem
-        level = logging.DEBUG if self._was_up else logging.WARNING
-        self._log(level, "connect-failed", url=self.url, reason=str(problem))
+        # Once an outage, however many calls it costs; one that began with a lost connection was told then.
+        new = not self._was_up and str(problem) not in self._told and len(self._told) < 10
+        if new:
+            self._told.add(str(problem))
+        self._log(logging.WARNING if new else logging.DEBUG, "connect-failed", url=self.url, reason=str(problem))
         if not self._was_up:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
