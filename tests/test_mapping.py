@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import importlib
+import pickle
+import unittest
 from collections.abc import Iterator
+from typing import Any
 
+import cachetools
 import pytest
 
 import mqkv
+from mqkv.testing.tools import run_threads
 
 
 @pytest.fixture
@@ -82,3 +90,220 @@ def test_it_closes_what_it_opened() -> None:
     own.close()
     with pytest.raises(mqkv.Closed):
         own["k"]
+
+
+def test_in_reverse(d: mqkv.StreamDict) -> None:
+    d.update({"a": 1, "b": 2})
+    d["c"] = 3
+    assert list(d) == list("abc") and list(reversed(d)) == list("cba")
+    assert list(reversed(d.keys())) == list("cba") and list(reversed(d.values())) == [3, 2, 1]  # type: ignore[call-overload]
+    assert list(reversed(d.items())) == [("c", 3), ("b", 2), ("a", 1)]  # type: ignore[call-overload]
+    assert [d.popitem() for _ in range(3)] == [("c", 3), ("b", 2), ("a", 1)]
+
+
+def test_ttl(d: mqkv.StreamDict) -> None:
+    assert d.set("k", "v", ttl=60) >= 0 and d["k"] == "v"
+    ttl = d.store.ttl("k")
+    assert ttl is not None and 50 < ttl <= 60
+    d.set("k", "v")
+    assert d.store.ttl("k") is None
+
+
+def test_from_keys(url: str, prefix: str, layout: Any) -> None:
+    class Mine(mqkv.StreamDict):
+        pass
+
+    options: dict[str, Any] = {"prefix": prefix, "layout": layout, "read_timeout": 5}
+    with Mine.fromkeys(url, "ab", **options) as d:
+        assert type(d) is Mine and d == {"a": None, "b": None}
+        with mqkv.StreamDict.fromkeys(url, iter("bc"), 1, **options) as again:
+            assert again == {"a": None, "b": 1, "c": 1}
+        with pytest.raises(mqkv.InvalidKey):
+            mqkv.StreamDict.fromkeys(url, [1], **options)  # type: ignore[list-item]
+        d.store.purge()
+
+
+def test_a_dict_in_another_process(url: str, prefix: str, layout: Any) -> None:
+    options: dict[str, Any] = {"prefix": prefix, "layout": layout, "read_timeout": 5}
+    with mqkv.StreamDict(url, **options) as d:
+        d["k"] = [1]
+        with pickle.loads(pickle.dumps(d)) as other, copy.copy(d) as third:
+            assert other == third == {"k": [1]} and other.store is not d.store
+            other["k2"] = 2
+            assert d.store.get("k2", fresh=True) == 2
+        with pytest.raises(TypeError, match="from a URL"):
+            pickle.dumps(mqkv.StreamDict(d.store))
+        d.store.purge()
+
+
+# How many
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+def test_len_and_bool_are_exact(url: str, prefix: str, layout: Any, confirm: bool) -> None:
+    clock = Clock()
+    with mqkv.StreamDict(url, prefix=prefix, layout=layout, read_timeout=5, clock=clock, confirm=confirm) as d:
+
+        def check(count: int) -> None:
+            assert len(d) == len(list(d)) == count and bool(d) == (count > 0) == (not d.store.empty())
+
+        check(0)
+        d["a"] = d["b"] = 1
+        d.set("soon", 1, ttl=10)
+        d.set("late", 1, ttl=100)
+        check(4)
+        clock.now += 50
+        check(3)
+        d["soon"] = 2
+        d.store.touch("late", None)
+        d.set("a", 1, ttl=1)
+        check(4)
+        clock.now += 5
+        check(3)
+        assert d.popitem()[0] != "a", "what has expired is not there"
+        check(2)
+        d.discard("b")
+        d.discard("never")
+        d.store.incr("n", 1, initial=0, ttl=5)
+        d.store.flush()
+        check(2)
+        clock.now += 10
+        check(1)
+        d.clear()
+        check(0)
+        d.store.purge()
+
+
+def test_len_costs_no_look_at_each_key(prefix: str) -> None:
+    with mqkv.StreamDict(f"memory://{prefix}") as d:
+        for batch in range(10):
+            d.update({f"{batch} {number}": None for number in range(20_000)})
+        (table,) = d.store._keyspace.tables()
+
+        class Counted(dict[str, Any]):
+            looks = 0
+
+            def __iter__(self) -> Iterator[str]:
+                Counted.looks += 1
+                return super().__iter__()
+
+            def get(self, *arguments: Any) -> Any:
+                Counted.looks += 1
+                return super().get(*arguments)
+
+        table.state.cells = Counted(table.state.cells)
+        assert len(d) == 200_000 and Counted.looks == 0
+        assert bool(d) and Counted.looks == 1
+        d.set("x", 1, ttl=60)
+        Counted.looks = 0
+        assert len(d) == 200_001 and Counted.looks == 1
+
+
+def test_each_who_pops_at_once_gets_another(url: str, prefix: str, layout: Any) -> None:
+    options: dict[str, Any] = {"prefix": prefix, "layout": layout, "read_timeout": 10}
+    with (
+        mqkv.StreamDict(url, **options) as one,
+        mqkv.StreamDict(url, **options, max_staleness=60) as other,
+    ):  # tables of their own
+        one.update({f"k{number}": number for number in range(40)})
+        assert len(other) == 40
+        got: list[tuple[str, Any]] = []
+
+        def take(d: mqkv.StreamDict) -> None:
+            with contextlib.suppress(KeyError):
+                while True:
+                    got.append(d.popitem())
+
+        run_threads([lambda d=d: take(d) for d in (one, other) * 3])  # type: ignore[misc]
+        assert sorted(got) == sorted((f"k{number}", number) for number in range(40))
+        one.store.purge()
+
+
+# Other people's code
+
+
+def test_what_cachetools_can_not_store_it_is_told(url: str, prefix: str) -> None:
+    with mqkv.StreamDict(url, prefix=prefix, read_timeout=5) as d:
+        calls: list[object] = []
+
+        @cachetools.cached(d, key=lambda value: repr(value)[:20])
+        def plain(value: object) -> object:
+            calls.append(value)
+            return value
+
+        assert plain("a") == plain("a") == "a" and calls == ["a"]
+        with pytest.raises(mqkv.InvalidValue, match="tuple"):
+            plain(("a", "tuple"))
+        large = "x" * (2**24 + 1)
+        assert plain(large) == large, "too large is what it takes a ValueError for, and is right"
+
+        @cachetools.cached(d)
+        def keyed_by_tuples(value: object) -> object:
+            return value
+
+        with pytest.raises(mqkv.InvalidKey, match="must be a str"):
+            keyed_by_tuples("a")
+        d.store.purge()
+
+
+#: What CPython asks of mappings in general, and a StreamDict can't do. Keys of streams are text; a dict needs a place; what is
+#: changed in place must be set again.
+NOT_A_DICT = {
+    "test_clear": "int keys",
+    "test_copy": "int keys",
+    "test_fromkeys": "needs a place",
+    "test_items": "int keys",
+    "test_setdefault": "changes a value in place",
+    "test_update": "int keys",
+    "test_values": "int keys",
+}
+#: ... and of those that keep their keys by their hash.
+NOT_HASHED = NOT_A_DICT | {
+    "test_eq": "int keys",
+    "test_getitem": "keys of any class",
+    "test_mutatingiteration": "int keys; iteration is over the keys of one moment, so a change does not end it",
+    "test_pop": "keys of any class",
+    "test_repr": "shows the place, and no values",
+    "test_repr_deep": "int keys; no dict is a value of itself",
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [("BasicTestMappingProtocol", {}), ("TestMappingProtocol", NOT_A_DICT), ("TestHashMappingProtocol", NOT_HASHED)],
+)
+def test_what_cpython_asks_of_mappings(base: str, expected: dict[str, str], prefix: str) -> None:
+    suite: Any = getattr(importlib.import_module("test.mapping_tests"), base)
+    made: list[mqkv.StreamDict] = []
+
+    class Anew(mqkv.StreamDict):
+        def __init__(self, *initial: Any, **more: Any) -> None:
+            super().__init__(f"memory://{prefix}-{len(made)}")
+            made.append(self)
+            self.update(*initial, **more)
+
+    class Asked(suite):  # type: ignore[misc]
+        type2test = Anew
+
+        def _reference(self) -> dict[str, Any]:  # CPython's has a tuple, which JSON does not
+            return {"1": "2", "key1": "value1", "key2": [1, 2, 3]}
+
+        def doCleanups(self) -> Any:
+            for each in made:
+                each.close()
+            return super().doCleanups()
+
+    asked = unittest.defaultTestLoader.loadTestsFromTestCase(Asked)
+    names = {test._testMethodName for test in asked}  # type: ignore[union-attr]
+    result = asked.run(unittest.TestResult())
+    failed = {test._testMethodName for test, _ in (*result.failures, *result.errors)}  # type: ignore[attr-defined]
+    assert failed == names & expected.keys(), "\n".join(text for _, text in (*result.failures, *result.errors))
+    assert len(names) > 10 and not result.skipped

@@ -114,7 +114,10 @@ class AsyncStore(Verbs):
 
     async def size(self) -> int:
         """How many keys have a value: what ``len`` says of a :class:`mqkv.Store`."""
-        return len(await self._run(self._keys(None)))
+        return await self._run(self._count())
+
+    async def empty(self) -> bool:
+        return await self._run(self._empty())
 
     # Writing
 
@@ -139,6 +142,9 @@ class AsyncStore(Verbs):
 
     async def pop(self, key: str, default: Any = ABSENT) -> Any:
         return await self._run(self._pop(key, default))
+
+    async def popitem(self) -> tuple[str, Any]:
+        return await self._run(self._popitem())
 
     async def delete(self, key: str, *, revision: int | None = None) -> bool:
         return await self._run(self._delete(key, revision))

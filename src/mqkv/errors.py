@@ -31,8 +31,9 @@ class InvalidOption(Error, ValueError):
     """An option of a Store has a value that it can't have."""
 
 
-class InvalidValue(Error, ValueError, TypeError):
-    """The codec can't encode this value."""
+class InvalidValue(Error, TypeError):
+    """The codec can't encode this value. (No ``ValueError``: what caches on top of a mapping, as cachetools does, takes that for
+    a value that is too large, and goes on without a word.)"""
 
 
 class NotANumber(Error, ValueError, TypeError):

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from mqkv.errors import KeyNotFound
 from mqkv.store import Store
 
 _ABSENT: Any = object()
 
+D = TypeVar("D", bound="StreamDict")
+
 
 class StreamDict(MutableMapping[str, Any]):
     """A dict whose keys live in a keyspace: shared between processes, and still there tomorrow. Thread-safe.
 
-    Made from a URL (the shared layout, unless told otherwise; options are those of :class:`mqkv.Store`), or from a store, which
-    stays open when the dict is closed. Iteration, views and ``==`` work on the keys of one moment. A value that was changed in
-    place must be set again. ``pop`` and ``setdefault`` are one step each, whoever else writes; so is ``update`` in the shared
-    layout.
+    Made from a URL (the shared layout and the name "dict", unless told otherwise; options are those of :class:`mqkv.Store`), or
+    from a store, which stays open when the dict is closed. Iteration, views and ``==`` work on the keys of one moment, in the
+    order in which they were first written (in a keyspace with ``max_entries``: last written). A value that was changed in place
+    must be set again. ``pop``, ``popitem`` and ``setdefault`` are one step each, whoever else writes; so is ``update`` in the
+    shared layout.
+
+    What was made from a URL can be pickled, to be opened in another process: the pickle holds the URL, with its password.
     """
 
     def __init__(self, place: str | Store, **options: Any) -> None:
@@ -27,16 +32,34 @@ class StreamDict(MutableMapping[str, Any]):
                 raise TypeError("options go to the store that is passed, not to the StreamDict around it")
             self._store, self._own = place, False
         else:
-            options = {"layout": "shared", "name": "dict", **options}
-            self._store, self._own = Store(place, _maker="dict", **options), True
+            self._store = Store(place, _maker="dict", **{"layout": "shared", "name": "dict", **options})
+            self._own = True
+        self._place, self._options = place, options
+
+    @classmethod
+    def fromkeys(cls: type[D], place: str | Store, keys: Iterable[str], value: Any = None, **options: Any) -> D:
+        """A dict at ``place`` in which all ``keys`` have ``value``, set as one batch in the shared layout. Other keys that are
+        there stay."""
+        made = cls(place, **options)
+        try:
+            made.update(dict.fromkeys(keys, value))
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     @property
     def store(self) -> Store:
-        """The store beneath: ttl, watches, history."""
+        """The store beneath: watches, history, locks."""
         return self._store
 
     def __repr__(self) -> str:
         return f"<mqkv.StreamDict on {self._store!r}>"
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        if not self._own:
+            raise TypeError("a StreamDict around a store can't be pickled: make it from a URL")
+        return _opened, (type(self), self._place, self._options)
 
     def __getitem__(self, key: str) -> Any:
         value = self._store.get(key, _ABSENT)
@@ -57,8 +80,14 @@ class StreamDict(MutableMapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._store.keys())
 
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._store.keys())
+
     def __len__(self) -> int:
         return len(self._store)
+
+    def __bool__(self) -> bool:
+        return not self._store.empty()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mapping):
@@ -80,12 +109,21 @@ class StreamDict(MutableMapping[str, Any]):
     def get(self, key: str, default: Any = None) -> Any:
         return self._store.get(key, default)
 
+    def set(self, key: str, value: object, *, ttl: float | None = None) -> int:
+        """Give a key a value, for ``ttl`` seconds or for good. Returns the revision; see :meth:`mqkv.Store.set`."""
+        return self._store.set(key, value, ttl=ttl)
+
     def pop(self, key: str, default: Any = _ABSENT) -> Any:
         """Take a value away: of all who try at once, one gets it."""
         return self._store.pop(key) if default is _ABSENT else self._store.pop(key, default)
 
+    def popitem(self) -> tuple[str, Any]:
+        """Take the last key away with its value: of all who try at once, each gets another."""
+        return self._store.popitem()
+
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """The value; where there is none, ``default``, unless another was quicker."""
+        """The value; where there is none, ``default``, unless another was quicker. What comes back is not what is stored: if you
+        change it, set it again."""
         while True:
             value = self._store.get(key, _ABSENT)
             if value is not _ABSENT:
@@ -110,24 +148,28 @@ class StreamDict(MutableMapping[str, Any]):
         return dict(self._store.items())
 
     def keys(self) -> KeysView[str]:
-        return KeysView(self)
+        return _Keys(self)
 
     def items(self) -> ItemsView[str, Any]:
-        return ItemsView(_Snapshot(self))
+        return _Items(_Snapshot(self))
 
     def values(self) -> ValuesView[Any]:
-        return ValuesView(_Snapshot(self))
+        return _Values(_Snapshot(self))
 
     def close(self) -> None:
         """Close the store, if it was opened here. Idempotent."""
         if self._own:
             self._store.close()
 
-    def __enter__(self) -> StreamDict:
+    def __enter__(self: D) -> D:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _opened(kind: type[D], place: str, options: dict[str, Any]) -> D:
+    return kind(place, **options)
 
 
 class _Snapshot(Mapping[str, Any]):
@@ -146,3 +188,18 @@ class _Snapshot(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._mapping)
+
+
+class _Keys(KeysView[str]):
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(list(self))
+
+
+class _Items(ItemsView[str, Any]):
+    def __reversed__(self) -> Iterator[tuple[str, Any]]:
+        yield from reversed(list(self))
+
+
+class _Values(ValuesView[Any]):
+    def __reversed__(self) -> Iterator[Any]:
+        yield from reversed(list(self))

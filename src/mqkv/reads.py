@@ -86,6 +86,12 @@ class Reads(Core):
     async def _keys(self, pattern: str | None) -> list[str]:
         return [key for key, _ in await self._live_cells(pattern)]
 
+    async def _count(self) -> int:
+        return await self._open_keyspace().count(self._clock() * 1000, self._reading())
+
+    async def _empty(self) -> bool:
+        return await self._open_keyspace().newest(self._clock() * 1000, (), self._reading()) is None
+
     async def _items(self, pattern: str | None) -> list[tuple[str, Any]]:
         items = [(key, self._value(key, cell, ABSENT)) for key, cell in await self._live_cells(pattern)]
         return [item for item in items if item[1] is not ABSENT]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import MutableMapping, Sequence
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ class State:
         self.removed: list[str] = []  #: keys that were dropped or evicted since the caller last looked and cleared
         self._ids: FastIds | SmallIds = (SmallIds if single else FastIds)(self.settings.id_window)
         self.is_repeat = self._ids.is_repeat  #: whether a record with this id was seen; remembers it
-        self._expiries: list[tuple[int, str, int]] = []
+        self._expiries: list[tuple[float, str, int]] = []  #: of all cells that expire; a heap by when they end
 
     def knows(self, id: str | None) -> bool:
         """Whether a record with this id was seen lately."""
@@ -101,8 +102,8 @@ class State:
 
     def keep(self, key: str, cell: Cell) -> None:
         """A cell that ends when it says."""
-        if cell.ends_at is not None:
-            heapq.heappush(self._expiries, (cell.ends_at, key, cell.revision))
+        if cell.expires_ms is not None:
+            heapq.heappush(self._expiries, (_end(cell), key, cell.revision))
         self.cells[key] = cell
         if len(self._expiries) > 2 * len(self.cells) + _STALE_EXPIRIES:
             self._forget_stale_expiries()
@@ -110,7 +111,7 @@ class State:
     def _forget_stale_expiries(self) -> None:
         """A key that is written again and again, with a ttl of days, would leave one behind for every write."""
         cells = self.cells.items()
-        self._expiries = [(cell.ends_at, key, cell.revision) for key, cell in cells if cell.ends_at is not None]
+        self._expiries = [(_end(cell), key, cell.revision) for key, cell in cells if cell.expires_ms is not None]
         heapq.heapify(self._expiries)
 
     def begin_again(self, record: Record) -> None:
@@ -131,6 +132,15 @@ class State:
                 del self.cells[key]
                 self.removed.append(key)
 
+    def count(self, now_ms: float) -> int:
+        """How many keys have a value by a reader's clock. Costs a look at those that expire, and nothing where none does."""
+        cells, expired = self.cells, 0
+        for _, key, revision in self._expiries:
+            cell = cells.get(key)
+            if cell is not None and cell.revision == revision and cell.expires_ms is not None and cell.expires_ms <= now_ms:
+                expired += 1
+        return len(cells) - expired
+
     def live(self, key: str, record: Record) -> Cell | None:
         """The cell of a key as ``record`` finds it: None if absent or expired by then, by the record's own time."""
         cell = self.cells.get(key)
@@ -146,6 +156,10 @@ class State:
             cells[key] = cell
         self.cells = cells
         self._ids.resize(settings.id_window)
+
+
+def _end(cell: Cell) -> float:
+    return math.inf if cell.ends_at is None else cell.ends_at
 
 
 class _Bounded(FIFOCache[str, Cell]):

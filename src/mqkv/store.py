@@ -121,7 +121,13 @@ class Store(Verbs):
         return run(self._items(pattern))
 
     def __len__(self) -> int:
-        return len(run(self._keys(None)))
+        """How many keys have a value. From memory in the shared layout, at the cost of a look at those keys that expire; in the
+        per-key layout each key is looked at."""
+        return run(self._count())
+
+    def empty(self) -> bool:
+        """Whether no key has a value. Stops at the first that has one."""
+        return run(self._empty())
 
     def __bool__(self) -> bool:
         return True
@@ -180,6 +186,12 @@ class Store(Verbs):
         """Take a value away: of all who try at once, one gets it. Without a ``default``, a key that has no value is a
         :class:`mqkv.KeyNotFound`."""
         return run(self._pop(key, default))
+
+    def popitem(self) -> tuple[str, Any]:
+        """Take the last key away with its value (that which ``keys`` tells last): of all who try at once, each gets another.
+        Raises :class:`mqkv.KeyNotFound` where no key has a value. Costs what ``pop`` costs, once more for each key that another
+        took first."""
+        return run(self._popitem())
 
     def delete(self, key: str, *, revision: int | None = None) -> bool:
         """Remove a key's value; with a ``revision``, only if it still has that. Whether it was done (with ``confirm=False``

@@ -10,9 +10,10 @@ Rules:
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from mqkv.codecs import IMMUTABLE, BoundCodec
 from mqkv.fold import Cell, State
@@ -83,6 +84,25 @@ class View:
                 else:
                     cells[key] = cell
             return cells
+
+    def count(self, now_ms: float) -> int:
+        """How many keys have a value at one moment."""
+        with self._lock:
+            count = self.state.count(now_ms)
+            for key, pending in self._pending.items():
+                count += is_live(next(reversed(pending.values())), now_ms) - is_live(self.state.cells.get(key), now_ms)
+            return count
+
+    def newest(self, now_ms: float, but: Container[tuple[str, int]]) -> tuple[str, Cell] | None:
+        """The last key that has a value, in the order of ``snapshot``; none whose key and revision are in ``but``."""
+        with self._lock:
+            cells = self.state.cells
+            for key in itertools.chain(reversed(self._pending), reversed(cells if isinstance(cells, dict) else list(cells))):
+                pending = self._pending.get(key)
+                cell = next(reversed(pending.values())) if pending else cells.get(key)
+                if cell is not None and is_live(cell, now_ms) and (key, cell.revision) not in but:
+                    return key, cell
+            return None
 
     def is_pending(self, key: str) -> bool:
         return key in self._pending
@@ -169,3 +189,7 @@ class View:
                 self._show(key)
         else:
             self._show(self.key)
+
+
+def is_live(cell: Cell | None, now_ms: float) -> bool:
+    return cell is not None and (cell.expires_ms is None or now_ms < cell.expires_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterable, Mapping
@@ -79,6 +80,15 @@ class Verbs(Reads):
         if default is ABSENT:
             raise KeyNotFound(f"key {key!r} has no value")
         return default
+
+    async def _popitem(self) -> tuple[str, Any]:
+        keyspace, tried = self._open_keyspace(), set[tuple[str, int]]()
+        while (newest := await keyspace.newest(self._clock() * 1000, tried, self._reading())) is not None:
+            key, cell = newest
+            tried.add((key, cell.revision))
+            with contextlib.suppress(KeyNotFound):  # somebody was quicker: another key, then
+                return key, await self._pop(key, ABSENT)
+        raise KeyNotFound("no key has a value")
 
     async def _delete(self, key: str, revision: int | None) -> bool:
         key = self._key(key)

@@ -32,10 +32,12 @@ def use_a_store() -> None:
         store.unwatch(watch)
         store.preload("user:1", "config:theme", max_messages=1)
         numbers: Mapping[str, object] = store.stats()
+        key, value = store.popitem()
+        none_left: bool = store.empty()
         store.flush(timeout=1)
         store.clear()
         store.purge()
-        print(len(store), revision, name, maybe, there, seconds, values, pairs, many, numbers)
+        print(len(store), key.upper(), value, none_left, revision, name, maybe, there, seconds, values, pairs, many, numbers)
 
 
 def use_a_dict(mapping: MutableMapping[str, Any]) -> None:
@@ -48,6 +50,12 @@ def use_a_stream_dict() -> None:
         use_a_dict(d)
         d |= {"a": 1}
         del d["k"]
+        revision: int = d.set("k", 1, ttl=60)
+        newest_first: list[str] = list(reversed(d))
+        key, value = d.popitem()
+        print(revision, newest_first, key.upper(), value)
+    with mqkv.StreamDict.fromkeys("file:///tmp/kv", ["a", "b"], 0, name="counts") as counts:
+        counts["a"] += 1
     try:
         mqkv.Store("memory://").set("", None)
     except (mqkv.InvalidKey, mqkv.ConnectionFailed) as error:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -148,6 +148,14 @@ class Keyspace(ABC):
     @abstractmethod
     async def snapshot(self, deadline: Deadline) -> dict[str, Cell]:
         """All cells."""
+
+    @abstractmethod
+    async def count(self, now_ms: float, deadline: Deadline) -> int:
+        """How many keys have a value."""
+
+    @abstractmethod
+    async def newest(self, now_ms: float, but: Container[tuple[str, int]], deadline: Deadline) -> tuple[str, Cell] | None:
+        """The last key that has a value, in the order of ``snapshot``; none whose key and revision are in ``but``."""
 
     @abstractmethod
     async def preload(self, keys: Iterable[str], deadline: Deadline) -> None:

@@ -10,7 +10,7 @@ before records of others. Then, and where it is no record at all, the table is f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from mqkv.batch import of_sets, pack
 from mqkv.check import RESERVED, queue_name
@@ -26,7 +26,7 @@ from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse, time_ms
 from mqkv.streams.base import Delivery, Engine, Promise, Start
 from mqkv.table import Subscriber, Table
-from mqkv.view import Shown
+from mqkv.view import Shown, is_live
 from mqkv.waiting import Deadline
 from mqkv.watch import Watch, is_pattern
 
@@ -143,6 +143,17 @@ class PerKeyKeyspace(FollowedKeys):
                 cells = ((key, table.read(key)) for key, table in tables.items())
                 found |= {key: cell for key, cell in cells if cell is not None}
         return found
+
+    async def count(self, now_ms: float, deadline: Deadline) -> int:
+        return sum(is_live(cell, now_ms) for cell in (await self.snapshot(deadline)).values())
+
+    async def newest(self, now_ms: float, but: Container[tuple[str, int]], deadline: Deadline) -> tuple[str, Cell] | None:
+        for key in reversed(list(await self._directory.snapshot(deadline))):
+            cell = await self.read(key, deadline)
+            if cell is not None and is_live(cell, now_ms) and (key, cell.revision) not in but:
+                return key, cell
+            deadline.renew()
+        return None
 
     async def preload(self, keys: Iterable[str], deadline: Deadline) -> None:
         keys = list(dict.fromkeys(keys))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from mqkv.check import RESERVED
 from mqkv.codecs import DEFAULT, BoundCodec
@@ -89,6 +89,14 @@ class SharedKeyspace(Keyspace):
     async def snapshot(self, deadline: Deadline) -> dict[str, Cell]:
         table = await self._loaded(deadline)
         return {} if table is None else table.snapshot()
+
+    async def count(self, now_ms: float, deadline: Deadline) -> int:
+        table = await self._loaded(deadline)
+        return 0 if table is None else table.count(now_ms)
+
+    async def newest(self, now_ms: float, but: Container[tuple[str, int]], deadline: Deadline) -> tuple[str, Cell] | None:
+        table = await self._loaded(deadline)
+        return None if table is None else table.newest(now_ms, but)
 
     async def preload(self, keys: Iterable[str], deadline: Deadline) -> None:
         await self._loaded(deadline)
