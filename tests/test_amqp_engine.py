@@ -30,6 +30,8 @@ class Sink:
     def deliver(self, batch: Sequence[Delivery]) -> None:
         self.got += batch
 
+    def truncated(self) -> None: ...
+
     def interrupted(self) -> None:
         self.events.append("interrupted")
 

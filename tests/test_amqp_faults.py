@@ -27,6 +27,8 @@ class Sink:
     def deliver(self, batch: Sequence[Delivery]) -> None:
         self.got += batch
 
+    def truncated(self) -> None: ...
+
     def interrupted(self, since: float | None = None) -> None:
         self.events.append("interrupted")
 

@@ -15,14 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mqkv.errors import Closed, ConnectionFailed, Error, StreamDamaged, StreamMissing, UpgradeRequired, WriteTimeout
 from mqkv.streams.base import Start
 from mqkv.streams.file import FileEngine
-from mqkv.streams.file.database import NAME, VERSION
-from mqkv.testing.tools import RecordingSink, message, opened, put, run_threads
+from mqkv.streams.file.database import NAME, RUN, VERSION
+from mqkv.testing.tools import RecordingSink, message, opened, put, result, run_threads
 from mqkv.url import parse
 
 SOURCE = str(Path(sys.modules["mqkv"].__file__ or "").parent.parent)
@@ -526,3 +527,73 @@ def test_what_is_too_old_goes_and_the_newest_stays(engine: FileEngine, make: Mak
     assert far.offsets[0] > first + 500
     assert far.bodies[-1] == b"599"
     assert opened(make(), "s")[1].bodies == [b"kept"]
+
+
+def test_what_is_too_old_goes_in_whole_runs_and_a_small_history_stays(
+    engine: FileEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, now = RUN, time.time()
+    engine.declare("aged", 60, 5)
+    tail, _ = opened(engine, "aged")
+    other, _ = opened(engine, "s")
+    old = [put(tail, str(i)) for i in range(2 * run - 1)]
+    monkeypatch.setattr("mqkv.streams.file.engine.time.time", lambda: now + 3600)
+    for _ in range(2 * run):
+        put(other)
+    sink = opened(make(), "aged")[1]
+    assert sink.offsets == old and not sink.beheaded, "fewer than two runs"
+    for i in range(2 * run):
+        put(tail, str(i))
+    sink = opened(make(), "aged")[1]
+    assert sink.beheaded and sink.offsets[0] == old[run]
+    assert not opened(make(), "aged", old[run] + 1)[1].beheaded and not opened(make(), "s")[1].beheaded
+
+
+def test_a_process_that_slept_while_records_grew_too_old_begins_again(
+    engine: FileEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, run = time.time(), RUN
+    engine.declare("aged", 60, 5)
+    tail, _ = opened(engine, "aged")
+    put(tail, "known")
+    sleeper = make()
+    _, sink = opened(sleeper, "aged")
+    for i in range(2 * run):
+        put(tail, f"old {i}")
+    monkeypatch.setattr("mqkv.streams.file.engine.time.time", lambda: now + 3600)
+    for i in range(2 * run):
+        put(tail, f"new {i}")
+    sleeper.catch_up()
+    fresh = opened(make(), "aged")[1]
+    assert sink.beheaded and sink.events[1:4] == ["interrupted", "reset", "deliver"] and sink.events[-1] == "resumed"
+    assert sink.deliveries == fresh.deliveries and len(fresh.deliveries) < 4 * run
+    put(tail, "after")
+    sleeper.catch_up()
+    assert sink.bodies[-1] == b"after"
+
+
+def test_records_that_grow_too_old_while_they_are_loaded(engine: FileEngine, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mqkv.streams.file.tails.BATCH", 10)
+    monkeypatch.setattr("mqkv.streams.file.database.BATCH", 10)
+    monkeypatch.setattr("mqkv.streams.file.database.RUN", 20)
+    engine.declare("aged", 60, 5)
+    tail, _ = opened(engine, "aged")
+    for i in range(60):
+        put(tail, str(i))
+
+    def trim(base: Any) -> None:
+        base.index()
+        base.trim(base.find("aged")[0], 2**60)
+
+    class Slow(RecordingSink):
+        """Before its second batch, what it was not yet given is removed."""
+
+        def deliver(self, batch: Any) -> None:
+            super().deliver(batch)
+            if self.events.count("deliver") == 1:
+                engine._with(trim, 5)
+
+    sink = Slow()
+    result(make().open("aged", Start.FIRST, sink).ready)
+    assert sink.beheaded and sink.events[:2] == ["deliver", "reset"]
+    assert sink.bodies == [b"%d" % i for i in range(20, 60)]

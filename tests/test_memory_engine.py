@@ -142,6 +142,7 @@ def test_a_truncated_head(engine: MemoryEngine, ends: Ends) -> None:
     tail, sink = ends
     offsets = [put(tail, body) for body in "abc"]
     engine.faults.truncate("s", head=2)
+    assert sink.beheaded
     assert sink.events[-4:] == ["interrupted", "reset", "deliver", "resumed"]
     assert sink.deliveries == [(offsets[2], sink.messages[0])]
     assert put(tail, "d") > offsets[2]

@@ -97,6 +97,11 @@ class StreamDamaged(Error, OSError):
     """The stream is there and can't be read: a checksum failed, or the broker says that it is corrupt."""
 
 
+class LogTruncated(StreamDamaged):
+    """The beginning of a stream is gone: a retention policy (or ``x-max-age``) dropped records that its state rests on, so nobody
+    who reads it now can know that state. Take the policy away. A key is set anew, a keyspace purged."""
+
+
 class NotAStream(Error, OSError):
     """A queue of this name exists, and is not a stream."""
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from mqkv.codecs import BoundCodec
-from mqkv.errors import Error, StreamMissing, UpgradeRequired
+from mqkv.errors import Error, LogTruncated, StreamMissing, UpgradeRequired
 from mqkv.fold import Cell, Lock, Outcome, State, fold
 from mqkv.hearing import Hearing, LockListener
 from mqkv.logfmt import Log
@@ -41,6 +41,9 @@ class Table(View):
         shown: dict[str, Shown] | None = None,
     ) -> None:
         super().__init__(stream, codec, log, whole=whole, key=key, shown=shown)
+        self._from_first = whole
+        #: Whether the log that it is folded from has lost its beginning.
+        self.beheaded = False
         #: The offset of the first record that it could not judge; it tells nothing from there on.
         self.doubted_at: int | None = None
         #: Called, by the thread that delivers, when subscribers wait for a judgement.
@@ -59,7 +62,7 @@ class Table(View):
     def is_determined(self) -> bool:
         """Whether a table that is loaded knows the state of its key. One that found nothing has begun at the beginning."""
         with self._lock:
-            if self.position < 0:
+            if self.position < 0 and not self.beheaded:
                 self.whole = self.determined = True
             return self.determined
 
@@ -171,6 +174,16 @@ class Table(View):
                 if self._reaching:
                     self._reach()
 
+    def truncated(self) -> None:
+        """A key's state may rest on what is left; that of a keyspace rests on all that there was."""
+        with self._lock:
+            if self.failed is not None:
+                return
+            if self.key is None:
+                self._fail(lost(self.stream, "purge the keyspace to start anew"))
+            else:
+                self.beheaded, self.whole, self.determined, self.doubted_at = True, False, False, 0
+
     def interrupted(self, since: float | None = None) -> None:
         if self.out_of_touch_since is None:
             self.out_of_touch_since = time.monotonic() if since is None else since
@@ -187,7 +200,8 @@ class Table(View):
         with self._lock:
             self.state = State(single=self.key is not None)
             self.position = -1
-            self.determined, self.doubted_at = self.whole, None
+            self.whole = self.determined = self._from_first
+            self.beheaded, self.doubted_at = False, None
             self._hearing.forget()
             self._hide_all()
             if self.rebuilt.done():
@@ -214,7 +228,7 @@ class Table(View):
             if id is None or not record.retry:
                 self._skip(offset, "a repeat, malformed, or of an unknown operation")
             return
-        if id in self._awaited:
+        if id in self._awaited and self.determined:
             self._awaited[id] = outcome
         kind, key = outcome.kind, record.key
         if self._pending and id is not None:
@@ -244,8 +258,10 @@ class Table(View):
     def _judge(self, offset: int, record: Record) -> None:
         """A fold that began at the end of a stream knows the key's state by its first plain set or delete, and as long as no
         record comes that may be the second copy of one that stands before."""
-        if self.position < 0:
+        if self.position < 0 or (self.beheaded and not self.determined):
             self.determined = not record.retry and record.op in ("set", "delete")
+            if self.beheaded and self.determined:
+                self.doubted_at = None
         elif record.retry and self.determined and not self.state.knows(record.id):
             self.determined, self.doubted_at = False, offset
             self._hide_all()
@@ -283,3 +299,11 @@ class Table(View):
         if self.doubted_at is None or kind == "ended":
             for subscriber in self._subscribers:
                 subscriber((kind, key, cell, offset, written_ms))
+
+
+def lost(stream: str, remedy: str) -> LogTruncated:
+    """Why a log that has lost its beginning is not read."""
+    return LogTruncated(
+        f"the beginning of stream {stream} is gone: retention dropped records that its state rests on, so that nobody can know "
+        f"it. Take the retention policy (or max-age) away; {remedy}"
+    )

@@ -228,6 +228,8 @@ class Keyspace(ABC):
         """Append to a table's stream, and learn the offset and the outcome there."""
         id = record.id
         assert id is not None
+        if table.failed is not None:
+            raise table.failed
         message = to_message(record, shared=shared)
         if not confirm:
             if self.engine.room() is not None:
@@ -268,6 +270,8 @@ class Keyspace(ABC):
                 assert record.id is not None
                 message = to_message(record, shared=shared)
                 try:
+                    if table.failed is not None:
+                        raise table.failed
                     if self.engine.room() is not None:
                         await self.room(deadline)
                     table.expect(record.id, message, record)

@@ -22,7 +22,7 @@ from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded
 from mqkv.layout.bounded import Bounded
 from mqkv.logfmt import Log
 from mqkv.streams.base import Engine, Promise, Start
-from mqkv.table import Subscriber, Table
+from mqkv.table import Subscriber, Table, lost
 from mqkv.view import Shown
 from mqkv.waiting import Deadline, run, wait
 
@@ -138,6 +138,9 @@ class FollowedKeys(Keyspace):
             table = await self._attach(key, deadline)
         try:
             whole = await loaded(self._begin(key, Start.FIRST, table.judge), deadline)
+            if not whole.is_determined():
+                whole.tail.close()
+                raise lost(whole.stream, f"set key {key!r} to start anew")
             with self._lock:  # in one step: no other table may come between
                 if self._tables.get(key) is table:
                     del self._tables[key]

@@ -181,6 +181,7 @@ class SharedKeyspace(Keyspace):
                 if table is self._table:
                     self._drop()
                 return None
+        _judge(table)
         if not table.rebuilt.done():
             await rebuilt(table, deadline)
         self.fresh_enough(table)
@@ -197,6 +198,7 @@ class SharedKeyspace(Keyspace):
         table = await self._open(deadline, declare=create)
         if not table.tail.ready.done():
             await loaded(table, deadline)
+        _judge(table)
         if table is not self._settled:
             if table.position < 0:  # its maker died, or is just about to
                 await self._found(table, deadline)
@@ -296,3 +298,9 @@ def lock_stream(engine: Engine, stream: str, options: Options, log: Log) -> Shar
     """The stream beside a keyspace that holds its locks, and is loaded by those who lock only."""
     plain = options._replace(codec=BoundCodec(DEFAULT), max_entries=None, max_staleness=None, maker="")
     return SharedKeyspace(engine, stream, plain, log)
+
+
+def _judge(table: Table) -> None:
+    """Raise for a log that can't be folded: its loading may have shown that."""
+    if table.failed is not None and not isinstance(table.failed, StreamMissing):
+        raise table.failed

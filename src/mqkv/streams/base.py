@@ -58,6 +58,10 @@ class Sink(Protocol):
     def deliver(self, batch: Sequence[Delivery]) -> None:
         """Messages of the stream, in order."""
 
+    def truncated(self) -> None:
+        """Before the first message of a tail that was opened at ``FIRST``, or begins there again after ``reset``: messages that
+        stood before it are gone."""
+
     def interrupted(self, since: float | None = None) -> None:
         """The connection is gone: what is known may be stale from now on, or ``since`` then (``time.monotonic``). The tail
         resumes by itself."""

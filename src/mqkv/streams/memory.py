@@ -28,6 +28,7 @@ class _Stream:
         self.offsets: list[int] = []
         self.messages: list[Message] = []
         self.next = 0
+        self.trimmed = False  #: whether it lost its beginning
         self.deleted = False
         self.tails: list[MemoryTail] = []
 
@@ -75,6 +76,8 @@ class MemoryTail(Tail):
     def advance(self) -> None:
         assert self.stream is not None
         if self.position < self.stream.next:
+            if self.position == 0 and self.stream.trimmed:
+                self.sink.truncated()
             batch = self.stream.since(self.position)
             self.position = self.stream.next
             if batch:
@@ -94,8 +97,8 @@ class Faults:
     """What can go wrong, on demand. Each takes effect before the call returns. Thread-safe.
 
     ``disconnect()`` ... ``reconnect()``, ``delay()`` ... ``release()``, ``fill()`` ... ``drain()`` and ``expire()`` frame a
-    time of trouble; ``refuse``, ``lose_answer`` and ``double`` are for the next appends; ``truncate`` and ``delete`` change the
-    log.
+    time of trouble; ``refuse``, ``lose_answer`` and ``double`` are for the next appends; ``truncate``, ``retain`` and ``delete``
+    change the log.
     """
 
     def __init__(self, engine: MemoryEngine) -> None:
@@ -186,6 +189,7 @@ class Faults:
         with self._engine._lock:
             log = self._engine._find(stream)
             end = len(log.offsets) - tail
+            log.trimmed = log.trimmed or head > 0
             if tail > 0 and log.offsets:
                 log.next = log.offsets[max(end, 0)]
             log.offsets[:] = log.offsets[head : max(end, head)]
@@ -196,6 +200,15 @@ class Faults:
                     each.sink.interrupted()
                     if not self.delayed:
                         each.resume()
+
+    def retain(self, stream: str, newest: int) -> None:
+        """Drop all but the ``newest`` messages, as retention does: no sink that has them is told. (One that is to begin at the
+        first message is told that it is ``truncated()``.)"""
+        with self._engine._lock:
+            log = self._engine._find(stream)
+            head = max(len(log.offsets) - newest, 0)
+            del log.offsets[:head], log.messages[:head]
+            log.trimmed = log.trimmed or head > 0
 
     def delete(self, stream: str) -> None:
         """Delete a stream under its tails: they end with StreamMissing."""

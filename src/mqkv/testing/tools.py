@@ -24,6 +24,7 @@ class RecordingSink:
         self._busy = threading.Lock()
         self.deliveries: list[Delivery] = []
         self.events: list[str] = []
+        self.beheaded = False  #: whether it was told that it begins in the middle
         self.error: Exception | None = None
         self.overlapped = False  #: whether two threads have called it at once
 
@@ -54,6 +55,9 @@ class RecordingSink:
 
     def deliver(self, batch: Sequence[Delivery]) -> None:
         self._note("deliver", list(batch))
+
+    def truncated(self) -> None:
+        self.beheaded = True
 
     def interrupted(self, since: float | None = None) -> None:
         self._note("interrupted")

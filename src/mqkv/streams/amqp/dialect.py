@@ -31,6 +31,8 @@ class Dialect(NamedTuple):
     barrier: bool
     #: The message count of a passive declare is exact, and offsets are dense.
     counts: bool
+    #: The offset of a stream's first message ever.
+    first_offset: int
     #: A second packet is held back until we have acknowledged the first (the broker leaves Nagle's algorithm on): acknowledge at
     #: once, not after the 40 ms that the kernel waits for something to send along.
     acknowledge_at_once: bool
@@ -57,6 +59,7 @@ def choose(server_properties: Mapping[str, Any] | None) -> Dialect:
             version,
             barrier=False,
             counts=True,
+            first_offset=1,
             acknowledge_at_once=True,
             mixes_kinds=True,
             ascii_names=True,
@@ -68,6 +71,7 @@ def choose(server_properties: Mapping[str, Any] | None) -> Dialect:
         version,
         barrier=True,
         counts=False,
+        first_offset=0,
         acknowledge_at_once=False,
         mixes_kinds=False,
         ascii_names=False,

@@ -366,7 +366,10 @@ class AmqpTail(Tail):
             batch = self._checked(batch)
             if not batch:
                 return
+        begins, session = self.position < 0 and self._from == 0, self._session
         self.position, self._tip = batch[-1]
+        if begins and session is not None and batch[0][0] > session.dialect.first_offset:
+            self._tell(self._sink.truncated)
         if not self.closed:
             try:
                 self._sink.deliver(batch)

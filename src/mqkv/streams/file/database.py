@@ -7,7 +7,8 @@ It knows rows, and no tail or sink. Used by one thread at a time. Rules:
 2. A record is one insert, and dirties one page. Where a stream's records are stands in ``place``, brought up to date
    some hundreds of records at once (an index proper costs 9 us an insert, this under 1); the few newer ones are found by reading
    ``log``.
-3. The newest record of ``log`` is never removed, so no offset is given twice.
+3. The newest record of ``log`` is never removed, so no offset is given twice. What is too old goes in whole runs of a stream's
+   records, never its newest run, and leaves a mark in ``place``: -1 - the newest offset that is gone.
 4. The checksum covers body, offset, stream and time. SQLite does not check its pages: a flipped bit would be served as a value.
 """
 
@@ -33,6 +34,8 @@ VERSION = 1
 #: So many records may be missing in ``place``.
 INDEX_EVERY = 256
 BATCH = 1000
+#: What is too old is removed so many records of a stream at a time, and so many are kept at least.
+RUN = 256
 BUSY = 1.0  #: seconds that SQLite waits for its own locks; the writers' lock keeps us from needing them
 
 Conflict = sqlite3.IntegrityError
@@ -140,8 +143,8 @@ class Database:
         if self.number("PRAGMA application_id") != APPLICATION:
             self.connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
 
-    def number(self, query: str) -> int:
-        row = self.execute(query).fetchone()
+    def number(self, query: str, values: tuple[int, ...] = ()) -> int:
+        row = self.execute(query, values).fetchone()
         return int(row[0]) if row and row[0] is not None else 0
 
     def end(self) -> int:
@@ -180,6 +183,10 @@ class Database:
             raise
         return offset
 
+    def trimmed(self, stream: int) -> int:
+        """The offset of the newest record that was removed from a stream's beginning; -1 for none."""
+        return -1 - self.number("SELECT min(offset) FROM place WHERE stream = ? AND offset < 0", (stream,))
+
     # Reading
 
     def since(self, offset: int) -> list[Row]:
@@ -217,25 +224,26 @@ class Database:
         self.indexed = end
 
     def trim(self, stream: int, before: int) -> None:
-        """Remove a stream's records that were written before a time, but for its newest; some of them at a time."""
+        """Remove a stream's oldest run of records if all of it was written before a time, and another run is there."""
         rows = self.execute(
-            "SELECT p.offset, l.at FROM place p JOIN log l USING (offset) WHERE p.stream = ? ORDER BY p.offset LIMIT ?",
-            (stream, INDEX_EVERY * 4),
+            "SELECT offset FROM place WHERE stream = ? AND offset >= 0 ORDER BY offset LIMIT ?", (stream, 2 * RUN)
         ).fetchall()
-        old: list[tuple[int]] = []
-        for offset, at in rows[:-1]:  # all but the last: it may be the stream's newest
-            if at >= before:
-                break
-            old.append((offset,))
-        if old:
-            self.execute("BEGIN IMMEDIATE")
-            try:
-                self.connection.executemany("DELETE FROM log WHERE offset = ?", old)
-                self.execute("DELETE FROM place WHERE stream = ? AND offset <= ?", (stream, old[-1][0]))
-                self.execute("COMMIT")
-            except BaseException:
-                self._roll_back()
-                raise
+        if len(rows) < 2 * RUN:
+            return
+        last = rows[RUN - 1][0]
+        which = "offset IN (SELECT offset FROM place WHERE stream = ? AND offset BETWEEN 0 AND ?)"
+        newest = self.execute(f"SELECT max(at) FROM log WHERE {which}", (stream, last)).fetchone()[0]
+        if newest is not None and newest >= before:
+            return
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            self.execute(f"DELETE FROM log WHERE {which}", (stream, last))
+            self.execute("DELETE FROM place WHERE stream = ? AND offset <= ?", (stream, last))
+            self.execute("INSERT INTO place VALUES (?, ?)", (stream, -1 - last))
+            self.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
 
     def _roll_back(self) -> None:
         if self.connection.in_transaction:

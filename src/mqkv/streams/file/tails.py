@@ -5,7 +5,8 @@ It reads the database and writes nothing. All of it is called under the engine's
 1. ``known`` is the newest offset that all attached sinks have been given; it rises after they have.
 2. A tail is attached when it has been given all up to ``known``; what stands before that is delivered while it is still loading,
    some hundreds of records at a time, with the lock let go of in between.
-3. A record whose checksum is wrong is not delivered: it is counted, logged once a stream, and passed over.
+3. Who has not been given what was removed as too old is told so, and given what is left.
+4. A record whose checksum is wrong is not delivered: it is counted, logged once a stream, and passed over.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class FileTail(Tail):
         self.sink = sink
         self.stream: Stream | None = None
         self.position = 0  #: while it is loading: the least offset that it has not been given
+        self.begun = False
         self.closed = False
         self.ready = self.attached = Promise()
 
@@ -71,19 +73,41 @@ class Tails:
         if not self.streams:
             self.known = max(self.known, base.end())
             return
+        trimmed: dict[int, Stream] = {}
         while rows := base.since(self.known):
             self._check_order(rows, self.known + 1)
+            for stream in self.streams.values():
+                if stream.max_age is not None and base.trimmed(stream.id) > self.known:
+                    trimmed[stream.id] = stream
             batches: dict[int, list[Delivery]] = {}
             for row in rows:
-                stream = self.streams.get(row[1])
-                if stream is not None and (message := self.read(row, stream.name)):
-                    batches.setdefault(stream.id, []).append((row[0], message))
+                followed = self.streams.get(row[1])
+                if followed is not None and (message := self.read(row, followed.name)):
+                    batches.setdefault(followed.id, []).append((row[0], message))
             for id, batch in batches.items():
-                for tail in self.streams[id].tails:
-                    tail.sink.deliver(batch)
+                if id not in trimmed:
+                    for tail in self.streams[id].tails:
+                        tail.sink.deliver(batch)
             self.known = rows[-1][0]
             if any(row[1] == 0 for row in rows):
                 self._end_deleted(base)
+        for id in trimmed.keys() & self.streams.keys():
+            self._begin_again(base, trimmed[id])
+
+    def _begin_again(self, base: Database, stream: Stream) -> None:
+        """What this process had not seen was removed as too old."""
+        for tail in stream.tails:
+            tail.sink.interrupted()
+            tail.sink.reset()
+            tail.sink.truncated()
+        offset = base.trimmed(stream.id) + 1
+        while rows := [row for row in base.of_stream(stream.id, offset) if row[0] <= self.known]:
+            batch = [(row[0], message) for row in rows if (message := self.read(row, stream.name))]
+            for tail in stream.tails:
+                tail.sink.deliver(batch)
+            offset = rows[-1][0] + 1
+        for tail in stream.tails:
+            tail.sink.resumed()
 
     def begin(self, base: Database, tail: FileTail, name: str, start: Start | int) -> None:
         """Find the stream, and the offset to begin at."""
@@ -109,6 +133,14 @@ class Tails:
             self.catch_up(base)
             rows = [row for row in base.of_stream(stream.id, tail.position) if row[0] <= self.known]
             complete = len(rows) < BATCH
+        if stream.max_age is not None and (gone := base.trimmed(stream.id)) >= tail.position:
+            if tail.begun:  # what was removed while it was loading is missing
+                tail.sink.reset()
+            if tail.begun or tail.position == 0:
+                tail.sink.truncated()
+            tail.position = gone + 1
+            return [], False
+        tail.begun = True
         if rows:
             self._check_order(rows, tail.position)
             tail.position = rows[-1][0] + 1
