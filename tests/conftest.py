@@ -9,8 +9,9 @@
 ``seed``         a number for a randomised run, printed when the test fails; MQKV_SEED=... repeats one
 
 A test that asks for ``broker`` or ``own_broker`` runs once on RabbitMQ and once on LavinMQ, where one is found (``broker.py``
-says how it is looked for, and the header of a run what was found). One that names RabbitMQ's own ways is marked
-``rabbitmq_only("why")``. To choose among places: ``@pytest.mark.parametrize("url", ["file", *ON_BROKERS], indirect=True)``.
+says how it is looked for, and the header of a run what was found). One that names the ways of one of them is marked
+``rabbitmq_only("why")`` or ``lavinmq_only("why")``. To choose among places:
+``@pytest.mark.parametrize("url", ["file", *ON_BROKERS], indirect=True)``.
 
 Markers: ``slow`` (see pyproject.toml), ``leaks_ok`` (don't check this test for leaks). Tests that use a broker are marked
 ``broker`` by themselves, so ``pytest -m "not broker"`` is the quick run; ``-k lavinmq`` is what runs on LavinMQ.
@@ -69,6 +70,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             kinds = ["rabbitmq"]
         elif "own_broker" in metafunc.fixturenames and find_lavinmq().program is None:
             kinds = ["rabbitmq"]  # a LavinMQ that somebody else runs is not ours to kill
+        if metafunc.definition.get_closest_marker("lavinmq_only"):
+            kinds = [kind for kind in kinds if kind == "lavinmq"]
         metafunc.parametrize("broker_kind", kinds, indirect=True)
 
 

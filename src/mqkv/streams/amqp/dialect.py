@@ -63,7 +63,7 @@ def choose(server_properties: Mapping[str, Any] | None) -> Dialect:
             acknowledge_at_once=True,
             mixes_kinds=True,
             ascii_names=True,
-            own_record_patience=0.03,
+            own_record_patience=0.1,
             idle_look=1.0,
         )
     return Dialect(

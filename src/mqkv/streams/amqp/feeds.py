@@ -29,6 +29,11 @@ class Stream:
         self._registry = registry
         self._held: list[tuple[int, Append]] = []
 
+    @property
+    def neighbours(self) -> int:
+        """How many streams this engine follows."""
+        return len(self._registry)
+
     def remove(self, tail: AmqpTail) -> None:
         if tail in self.tails:
             self.tails.remove(tail)
@@ -54,6 +59,10 @@ class Stream:
             else:
                 self.top = max(self.top, offset)
                 self._publisher.settle(append, offset)
+
+    def offset_of(self, append: Append) -> int | None:
+        """Where an append stands that only waits for another tail."""
+        return next((offset for offset, held in self._held if held is append), None)
 
     def release(self, append: Append) -> bool:
         """At its deadline, settle an append that only waited for another tail."""

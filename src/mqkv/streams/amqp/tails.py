@@ -95,6 +95,11 @@ class AmqpTail(Tail):
 
     # On the I/O thread from here on.
 
+    @property
+    def consuming(self) -> bool:
+        """Whether the broker has a consumer of this tail now."""
+        return self.feed is not None and self._channel is not None
+
     def drop(self, append: Append) -> None:
         """Wait no more for an append."""
         ident = append.message.id
