@@ -232,11 +232,14 @@ class Model:
         return Answer(False)
 
     def _renew(self, offset: int, record: Record) -> Answer:
-        held = self.locks.get(record.key)
-        if held is None or held.owners[0][0] != record.args["owner"]:
-            return Answer(False, done=False)
-        held.renewed = offset
-        return Answer(False)
+        assert record.batch is not None
+        alive = False
+        for name, owner, _ in record.batch.items():
+            held = self.locks.get(name)
+            if held is not None and held.owners[0][0] == owner.decode():
+                held.renewed = offset
+                alive = True
+        return Answer(False, done=alive)
 
     def _break(self, offset: int, record: Record) -> Answer:
         held = self.locks.get(record.key)

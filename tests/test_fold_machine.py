@@ -223,9 +223,10 @@ class SharedStream(RuleBasedStateMachine):
         assert owner is not None
         return name, owner
 
-    @rule(place=owners)
-    def renew(self, place: tuple[str, str]) -> None:
-        self.publish("renew", place[0], args={"owner": place[1]})
+    @rule(one=owners, another=owners)
+    def renew(self, one: tuple[str, str], another: tuple[str, str]) -> None:
+        batch = of_sets((name, owner.encode(), None) for name, owner in dict([one, another]).items())
+        self.publish("renew", body=(pack(batch), None))
 
     @rule(name=st.sampled_from(LOCKS), waiters=st.integers(2, 3))
     def several_ask_and_the_holder_leaves(self, name: str, waiters: int) -> None:

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mqkv"
 
 BOTTOM = "errors check ids logfmt codecs"  # know nothing of mqkv but errors; anyone above may import them
 ENGINE = f"{BOTTOM} url streams.base"
-CORE = f"{BOTTOM} batch number record clock fold view hearing table waiting watch streams.base"
+CORE = f"{BOTTOM} batch number record locks clock fold view hearing table waiting watch streams.base"
 ADAPTER = "mqkv errors store outage"
 
 # module (or pattern): the modules of mqkv that it may import; the first line that fits counts
@@ -39,7 +39,7 @@ LAYERS = {
     "remembered": "",
     "state": "clock record remembered",
     "number": "codecs state",
-    "locks": "record state",
+    "locks": "batch record state",
     "operations": "codecs record state number locks",
     "fold": "record state operations",
     "compaction": "errors codecs record fold streams.base",

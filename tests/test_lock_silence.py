@@ -12,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from mqkv.fold import Lock, Outcome, State, fold
 from mqkv.hearing import Hearing, Memory, witness
+from mqkv.locks import renewal
 from mqkv.record import Record, parse, to_message
 
 TTL = 10.0
@@ -68,7 +69,7 @@ class World(RuleBasedStateMachine):
         """What it sends may be under way for long; it counts from before."""
         sent = self.now
         self.now += delay
-        outcome = self.publish("renew", owner=self.owner)
+        outcome = self.append(renewal({"l": self.owner}, f"{self.count}"))
         assert outcome is not None
         if outcome.done:
             self.good_until = sent + TTL

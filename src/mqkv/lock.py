@@ -28,6 +28,7 @@ from mqkv.hearing import witness
 from mqkv.ids import new_id
 from mqkv.layout import Keyspace
 from mqkv.layout.leases import Lease
+from mqkv.locks import renewal
 from mqkv.record import Record
 from mqkv.streams.base import HeaderValue, Promise
 from mqkv.table import Table
@@ -240,7 +241,7 @@ class _Attempt:
                     return None
                 # Others may have heard of the grant before: the lease counts from here, if it is still ours when they hear this.
                 sent = time.monotonic()
-                _, outcome = await self._write("renew", owner=self.owner)
+                _, outcome = await self._append(renewal({self._name: self.owner}, new_id()))
                 if outcome.done:
                     return token, sent
                 self._queued = False

@@ -12,6 +12,9 @@ heard: so the holder gives up before anybody can break its lease, however wrong 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from mqkv.batch import of_sets, pack
 from mqkv.record import Record
 from mqkv.state import Lease, Lock, Outcome, State
 
@@ -55,13 +58,23 @@ def unlock(state: State, offset: int, record: Record) -> Outcome | None:
     return _REFUSED
 
 
-def renew(state: State, offset: int, record: Record) -> Outcome:
-    """The holder lives."""
-    held = state.locks.get(record.key)
-    if held is None or held.holder.owner != record.args.get("owner"):
-        return _REFUSED
-    state.locks[record.key] = held._replace(holder=held.holder._replace(renewed=offset, silent_ms=0))
-    return _DONE
+def renewal(owners: Mapping[str, str], id: str) -> Record:
+    """The record by which the holders of locks (name -> owner) say that they live: all that a process has, in one."""
+    batch = of_sets((name, owner.encode(), None) for name, owner in owners.items())
+    return Record("renew", "", pack(batch), id=id, batch=batch)
+
+
+def renew(state: State, offset: int, record: Record) -> Outcome | None:
+    """Holders live; those that are none any more are not among the outcome's keys."""
+    if record.batch is None:
+        return None
+    renewed = []
+    for name, owner, _ in record.batch.items():
+        held = state.locks.get(name)
+        if held is not None and held.holder.owner.encode("utf-8", "surrogatepass") == owner:
+            state.locks[name] = held._replace(holder=held.holder._replace(renewed=offset, silent_ms=0))
+            renewed.append(name)
+    return Outcome("lock", done=bool(renewed), keys=renewed)
 
 
 def break_lease(state: State, offset: int, record: Record) -> Outcome:

@@ -50,6 +50,7 @@ VERSION = "__mqkv_version__"
 
 _LATEST_MS = 2**53
 _VALUED = ("add", "compare_and_set")
+_BATCHES = ("set_many", "delete_many", "renew")
 _NOT_ITS_TYPE = "the body is not what its content type says"
 _NO_ARGS: Mapping[str, HeaderValue] = {}
 
@@ -71,7 +72,7 @@ class Record(NamedTuple):
     id: str | None = None
     retry: bool = False
     args: Mapping[str, HeaderValue] = _NO_ARGS
-    batch: Batch | None = None  #: what the body of a ``set_many`` or ``delete_many`` holds
+    batch: Batch | None = None  #: what the body of a ``set_many``, ``delete_many`` or ``renew`` holds
 
 
 def time_ms(seconds: float) -> int:
@@ -120,8 +121,8 @@ def parse(message: Message, key: str | None = None) -> Record:
         return Record("sync", "", id=id)
     if op is not None:
         op, key, args = _operation(op, headers)
-        if op in ("set_many", "delete_many"):
-            batch = unpack(body, sets=op == "set_many")
+        if op in _BATCHES:
+            batch = unpack(body, sets=op != "delete_many")
             if batch is None:
                 raise Unreadable("the batch is damaged")
         elif op in _VALUED and content_encoding is None and not is_well_formed(body, content_type):

@@ -248,9 +248,10 @@ class Table(View):
                     cell = state.cells.get(key)
                     self._tell("delete" if cell is None else "set", key, cell, offset, record.written_ms)
         elif kind == "lock":
-            self._hearing.note(key, state.locks.get(key))
-            if self.rebuilt.done():  # else what is folded is long past
-                self._hearing.tell(key, state.locks)
+            for name in outcome.keys or (key,):
+                self._hearing.note(name, state.locks.get(name))
+                if self.rebuilt.done():  # else what is folded is long past
+                    self._hearing.tell(name, state.locks)
         elif kind == "clear":
             self._hide_all()
             self._tell("clear", "", None, offset, record.written_ms)

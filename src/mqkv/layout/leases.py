@@ -10,11 +10,13 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from mqkv.errors import Closed, Error, StreamMissing
 from mqkv.fold import Lock
 from mqkv.ids import new_id
+from mqkv.locks import renewal
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Promise
@@ -22,8 +24,8 @@ from mqkv.streams.base import Promise
 if TYPE_CHECKING:
     from mqkv.table import Table
 
-#: A lease is renewed when so much of its ttl has passed, and tried again that often where that fails.
-RENEW, RETRY = 1 / 3, 1 / 20
+#: A lease is renewed when so much of its ttl has passed, or so much earlier along with another one; after a failure again soon.
+RENEW, AHEAD, RETRY = 1 / 3, 1 / 6, 1 / 20
 #: Seconds between two looks at nothing.
 IDLE = 3600.0
 #: Seconds that letting go may take where nobody waits for it, and after which it is tried again.
@@ -179,35 +181,53 @@ class Leases:
                     self._wakes = 0.0
                     continue
             for lease in due:
-                self._renew(lease, now)
+                if not lease.good:
+                    lease.lost = True
+                    self._log(logging.WARNING, "lock", name=lease.name, status="lost")
+                    self.remove(lease)
+            for table in {lease.table for lease in due}:
+                self._renew(table, now)
             for _, table, unlock in parting:
                 self.let_go(table, unlock)
 
-    def _renew(self, lease: Lease, now: float) -> None:
-        if not lease.good:
-            lease.lost = True
-            self._log(logging.WARNING, "lock", name=lease.name, status="lost")
-            self.remove(lease)
+    def _renew(self, table: Table, now: float) -> None:
+        """Renew the leases of a table that are due, and those with them that will be soon: in one record."""
+        with self._changed:
+            due = (lease for lease in self._leases if lease.table is table and lease.due - now <= lease.ttl * AHEAD)
+            leases = list({lease.name: lease for lease in due}.values())
+        if not leases:
             return
-        lease.due = now + lease.ttl * RETRY
-        record = lease.record("renew")
+        record = renewal({lease.name: lease.owner for lease in leases}, new_id())
         assert record.id is not None
-        table, id = lease.table, record.id
+        id = record.id
         message = to_message(record, shared=True)
+        for lease in leases:  # not again while it is under way, unless that takes long
+            lease.due = now + lease.ttl * RENEW
         table.expect(id, message, record)
         try:
-            promise = table.tail.append(message, lease.ttl)
+            promise = table.tail.append(message, min(lease.ttl for lease in leases))
         except Error:
             table.take(id)
+            self._renew_again(leases)
             return
 
         def settled(promise: Promise[int]) -> None:
             outcome = table.take(id)
-            if promise.error() is None and outcome is not None:
-                if outcome.done:
-                    lease.good_until = now + lease.ttl
-                    lease.due = now + lease.ttl * RENEW
+            if promise.error() is not None or outcome is None:
+                self._renew_again(leases)
+                return
+            renewed = set(outcome.keys)
+            for lease in leases:
+                if lease.name in renewed:
+                    lease.good_until = max(lease.good_until, now + lease.ttl)
                 else:
                     lease.lost = True
 
         promise.then(settled)
+
+    def _renew_again(self, leases: Sequence[Lease]) -> None:
+        with self._changed:
+            now = time.monotonic()
+            for lease in leases:
+                lease.due = min(lease.due, now + lease.ttl * RETRY)
+                self._wake(lease.due)
