@@ -104,7 +104,8 @@ class Outage:
 
     def call(self, dropped: Any, verb: Callable[..., Any], *arguments: Any, writing: bool, **options: Any) -> Any:
         """Call the store; ``dropped`` where the broker is away. Raises what is the caller's fault."""
-        if self.resting(writing=writing):
+        away = self._reads is not None or self._writes is not None
+        if away and self.resting(writing=writing):
             return dropped
         begun = self._now()
         try:
@@ -115,7 +116,8 @@ class Outage:
                 raise
             self.failed(error, begun, writing=writing)
             return dropped
-        self.worked(writing=writing)
+        if away:
+            self.worked(writing=writing)
         return result
 
     def insist(self, verb: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

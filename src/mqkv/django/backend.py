@@ -20,6 +20,7 @@ from mqkv.django.errors import InvalidCacheOption, InvalidTimeout
 from mqkv.django.options import examine_options
 from mqkv.django.redis import RedisMethods, seconds_left
 from mqkv.django.stores import Shared, shared, try_out
+from mqkv.outage import Outage
 
 logger = logging.getLogger("mqkv.django")
 
@@ -106,6 +107,10 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
     def _store(self) -> mqkv.Store:
         return self._shared.store
 
+    @functools.cached_property
+    def _outage(self) -> Outage:
+        return self._shared.outage
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self._store!r}>"
 
@@ -144,7 +149,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         try:
             if not self._ignore:
                 return verb(*arguments, **options)
-            return self._shared.outage.call(dropped, verb, *arguments, writing=writing, **options)
+            return self._outage.call(dropped, verb, *arguments, writing=writing, **options)
         except mqkv.Error as error:
             self._fail(error)
 
@@ -160,13 +165,13 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
         key = self.make_and_validate_key(key, version=version)
-        if self._ignore:
-            value = self._look(_ABSENT, self._store.get, key, default)
-            return value if value is not _ABSENT else self._recall(key, default)
         try:
-            return self._store.get(key, default)
+            if not self._ignore:
+                return self._store.get(key, default)
+            value = self._outage.call(_ABSENT, self._store.get, key, default, writing=False)
         except mqkv.Error as error:
             self._fail(error)
+        return value if value is not _ABSENT else self._recall(key, default)
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         asked = {self.make_and_validate_key(key, version=version): key for key in keys}
