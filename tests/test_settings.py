@@ -192,6 +192,17 @@ def test_a_keyspace_that_was_made_anew_meanwhile(shared: Callable[..., mqkv.Stor
     assert len(bounded) == len(other) == 2, "the bound is this store's wish for the new one as well"
 
 
+def test_a_log_that_was_lost_meanwhile(prefix: str) -> None:
+    with mqkv.Store(f"memory://{prefix}", layout="shared", max_entries=2) as store:
+        fill(store)
+        engine: Any = store._keyspace.engine
+        engine.faults.truncate("mqkv.default", tail=6)
+        assert len(store) == 0
+        fill(store)
+        assert len(store) == 2, "it is a new one, and has the settings of whoever writes first"
+        assert settings_of(engine, "mqkv.default") == [{"maker": "store", "max_entries": 2}]
+
+
 def test_a_change_names_what_it_changes_and_nothing_else() -> None:
     state = State()
     fold(state, 0, Record("settings", "", args={"max_entries": 5, "maker": "store", "unheard_of": 7}, id="a"))
@@ -260,6 +271,7 @@ def test_settings_of_a_later_version_are_ignored(shared: Callable[..., mqkv.Stor
 
 
 @pytest.mark.slow
+@pytest.mark.rabbitmq_only("its user is made with rabbitmqctl")
 def test_who_may_not_write_can_open_it_still(own_broker: Any, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
     own_broker.ctl("add_user", "reader", "secret")
     own_broker.ctl("set_permissions", "reader", "", "", ".*")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from mqkv.check import RESERVED
 from mqkv.codecs import DEFAULT, BoundCodec
 from mqkv.errors import Closed, Error, StreamMissing
-from mqkv.fold import Cell, Outcome
+from mqkv.fold import Cell, Outcome, State
 from mqkv.ids import new_id
 from mqkv.layout import settings
 from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, attached, before, loaded, opening, rebuilt, settled
@@ -35,7 +36,8 @@ class SharedKeyspace(Keyspace):
         self._table: Table | None = None
         self._opening = Turn()
         self._markers: Markers | None = None
-        self._settled: Table | None = None  #: the table whose settings are known, told of, and changed if need be
+        #: Of the log whose settings are known, told of, and changed if need be. (It holds all values: not kept alive.)
+        self._settled: Callable[[], State | None] = lambda: None
 
     async def read(self, key: str, deadline: Deadline, *, fresh: bool = False) -> Cell | None:
         table = await self._loaded(deadline)
@@ -186,7 +188,7 @@ class SharedKeyspace(Keyspace):
             await rebuilt(table, deadline)
         self.fresh_enough(table)
         self._serve(table)
-        if table is not self._settled and table.position >= 0:
+        if table.state is not self._settled() and table.position >= 0:
             self._settle(table)
         if self.signal[0] != self.seen:
             self.catch_up()
@@ -199,7 +201,7 @@ class SharedKeyspace(Keyspace):
         if not table.tail.ready.done():
             await loaded(table, deadline)
         _judge(table)
-        if table is not self._settled:
+        if table.state is not self._settled() and table.rebuilt.done():
             if table.position < 0:  # its maker died, or is just about to
                 await self._found(table, deadline)
             self._settle(table)
@@ -265,8 +267,7 @@ class SharedKeyspace(Keyspace):
     def _settle(self, table: Table) -> None:
         """When a keyspace was opened: tell who made it, and have it kept as this store was told by name to keep it. Once, so that
         two who were told otherwise do not change it in turns. Nobody waits: records of this process come behind the change."""
-        self._settled = table
-        has = table.state.settings
+        self._settled, has = weakref.ref(table.state), table.state.settings
         change = settings.change(self.options, has)
         if change is not None:
             fields = {"max_entries": change.args["max_entries"], "was": has.max_entries}
