@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mqkv"
 
 BOTTOM = "errors check ids logfmt codecs"  # know nothing of mqkv but errors; anyone above may import them
 ENGINE = f"{BOTTOM} url streams.base"
-CORE = f"{BOTTOM} batch number record locks clock fold view hearing table waiting watch streams.base"
+CORE = f"{BOTTOM} batch number record locks clock fold view hearing table inbox waiting watch streams.base"
 ADAPTER = "mqkv errors store outage"
 
 # module (or pattern): the modules of mqkv that it may import; the first line that fits counts
@@ -46,7 +46,8 @@ LAYERS = {
     "view": f"{BOTTOM} record fold",
     "hearing": "fold streams.base",
     "table": f"{BOTTOM} record fold view hearing streams.base",
-    "watch": f"{BOTTOM} record fold table streams.base",
+    "inbox": f"{BOTTOM} fold table streams.base",
+    "watch": f"{BOTTOM} record fold table inbox streams.base",
     "waiting": "errors streams.base",
     "layout": "layout.*",
     "layout.*": f"{CORE} compaction layout.*",

@@ -111,3 +111,14 @@ def test_a_key_that_was_set_anew_is_read_as_before(make: Any, retention: Retenti
     assert make().get("k") == 2
     assert make().incr("k") == 3
     assert make().get("k") == 3 and make().history("k") == [2, 3]
+
+
+def test_a_past_without_its_beginning(make: Any, retention: Retention, prefix: str) -> None:
+    first, stream = make(), f"{prefix}.k"
+    retention.declare(first, stream)
+    first.set("k", 1)
+    retention.act(first, stream)
+    first.set("k", 2)
+    assert first.incr("k") == 3
+    with make().watch("k", start="first") as watch:
+        assert [change and change.value for change in (watch.get(10), watch.get(10))] == [2, 3] and watch.get(0.1) is None

@@ -183,7 +183,7 @@ class AsyncStore(Verbs):
         """Each change of a key, or of the keys that match a glob: ``async for change in await store.watch("events")``."""
         watch = self._new_watch(key)
         keyspace = await self._run(self._follow(watch, start))
-        keyspace.add_watch(watch, None)
+        keyspace.add_watch(watch, None, self)
         return AsyncWatch(watch, asyncio.get_running_loop())
 
     # Life
@@ -247,12 +247,8 @@ class AsyncWatch:
 
     def __init__(self, watch: Watch, loop: asyncio.AbstractEventLoop) -> None:
         self._watch = watch
-        self._loop = loop
-        self._arrived = asyncio.Event()
-        watch.notify(self._on_event)
-
-    def _on_event(self) -> None:
-        _from_thread(self._loop, self._arrived.set)
+        arrived = self._arrived = asyncio.Event()
+        watch.notify(lambda: _from_thread(loop, arrived.set))  # without self: a watch that is dropped can be collected
 
     def __aiter__(self) -> AsyncIterator[Change]:
         return self

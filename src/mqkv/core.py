@@ -123,6 +123,7 @@ class Core:
         if self._state == "open":
             keyspace, self._keyspace, self._state = self._keyspace, NOWHERE, "closed"
             try:
+                keyspace.watching.close_of(self)
                 parting = Deadline(PARTING)
                 for promise in keyspace.leases.leave(self):
                     await wait(promise, parting.left)

@@ -12,6 +12,7 @@ from mqkv import check, registry
 from mqkv.core import ABSENT, Core, Entry
 from mqkv.errors import InvalidOption, StreamMissing
 from mqkv.fold import Cell
+from mqkv.inbox import one_of
 from mqkv.layout import Keyspace
 from mqkv.layout.base import loaded
 from mqkv.table import Event
@@ -62,6 +63,8 @@ class Reads(Core):
         key = self._key(key)
 
         def collect(event: Event) -> None:
+            if event.kind == "batch" and key in event.many:
+                event = one_of(event, key, event.many[key])
             kind, changed, cell, *_ = event
             if kind == "set" and changed == key and cell is not None:
                 cells.append(cell)
@@ -113,13 +116,14 @@ class Reads(Core):
         keyspace = self._open_keyspace()
         pattern = watch.pattern
         try:
-            await keyspace.follow(watch, position, self._reading())
+            await keyspace.follow(watch.inbox, position, self._reading())
         except BaseException:
             watch.close()
             raise
         registry.enlist(watch)
-        self._log.debug("watch", pattern=pattern, status="started")
-        watch.on_close(lambda: self._log.debug("watch", pattern=pattern, status="stopped"))
+        log = self._log
+        log.debug("watch", pattern=pattern, status="started")
+        watch.inbox.on_close(lambda: log.debug("watch", pattern=pattern, status="stopped"))
         return keyspace
 
     def _new_watch(self, key: str) -> Watch:

@@ -270,7 +270,7 @@ class Store(Verbs):
         a number with the first change of that revision or later. A stream that does not exist is made.
         """
         watch = self._new_watch(key)
-        run(self._follow(watch, start)).add_watch(watch, callback)
+        run(self._follow(watch, start)).add_watch(watch, callback, self)
         return watch
 
     def unwatch(self, watch: Watch) -> None:

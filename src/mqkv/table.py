@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from mqkv.codecs import BoundCodec
 from mqkv.errors import Error, LogTruncated, StreamMissing, UpgradeRequired
@@ -19,9 +20,20 @@ from mqkv.record import Record, Unreadable, parse
 from mqkv.streams.base import Delivery, Message, Promise, Tail
 from mqkv.view import Shown, View
 
-#: What a subscriber is told: kind (``set``, ``delete``, ``clear``, ``reset``, ``ended``), key, the cell (of a set), and the
-#: record's offset and time.
-Event = tuple[str, str, "Cell | None", int, "int | None"]
+NO_CELLS: Mapping[str, Cell | None] = {}
+
+
+class Event(NamedTuple):
+    """What a subscriber is told."""
+
+    kind: str  #: ``set``, ``delete``, ``batch``, ``clear``, ``reset``, ``ended``
+    key: str = ""
+    cell: Cell | None = None  #: of a set
+    offset: int = -1  #: the record's
+    written_ms: int | None = None
+    many: Mapping[str, Cell | None] = NO_CELLS  #: of a batch: what each of its keys is now
+
+
 Subscriber = Callable[[Event], None]
 
 
@@ -114,13 +126,16 @@ class Table(View):
         self._own.pop(id, None)
         return self._awaited.pop(id, None)
 
-    def subscribe(self, subscriber: Subscriber, *, current: bool = False) -> None:
-        """Tell ``subscriber`` each change from now on; with ``current`` first what is there, with nothing lost in between."""
+    def subscribe(self, subscriber: Subscriber, *, current: bool = False) -> int | None:
+        """Tell ``subscriber`` each change from now on; with ``current`` first what is there, with nothing lost in between. The
+        offset that was folded last; None, and nothing is told, while the table is being rebuilt, or where it has failed."""
         with self._lock:
-            if current:
-                for key, cell in self.state.cells.items():
-                    subscriber(("set", key, cell, cell.revision, cell.written_ms))
+            if self.failed is not None or not self.rebuilt.done():
+                return None
+            if current and self.state.cells:
+                subscriber(Event("batch", offset=self.position, many=dict(self.state.cells)))
             self._subscribers = (*self._subscribers, subscriber)
+            return self.position
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         with self._lock:
@@ -134,7 +149,7 @@ class Table(View):
 
     def judge(self, event: Event) -> None:
         """Tell our subscribers, in place of what we could not judge, what a table that knows the whole stream says."""
-        if self.doubted_at is not None and (event[3] >= self.doubted_at or event[0] == "reset"):
+        if self.doubted_at is not None and (event.offset >= self.doubted_at or event.kind == "reset"):
             for subscriber in self._subscribers:
                 subscriber(event)
 
@@ -143,7 +158,7 @@ class Table(View):
         with self._lock:
             if self.doubted_at is not None:
                 self.doubted_at = None
-                self._tell("reset", "", None, -1, None)
+                self._tell("reset")
 
     @property
     def watched(self) -> bool:
@@ -206,7 +221,7 @@ class Table(View):
             self._hide_all()
             if self.rebuilt.done():
                 self.rebuilt = Promise()
-            self._tell("reset", "", None, -1, None)
+            self._tell("reset")
         self._changed()
         self._log(logging.WARNING, "reset", stream=self.stream)
 
@@ -244,9 +259,7 @@ class Table(View):
         elif kind == "batch":
             self._show_all(outcome.keys)
             if self._subscribers:
-                for key in outcome.keys:
-                    cell = state.cells.get(key)
-                    self._tell("delete" if cell is None else "set", key, cell, offset, record.written_ms)
+                self._tell("batch", "", None, offset, record.written_ms, {key: state.cells.get(key) for key in outcome.keys})
         elif kind == "lock":
             for name in outcome.keys or (key,):
                 self._hearing.note(name, state.locks.get(name))
@@ -292,14 +305,23 @@ class Table(View):
         self._reach()
         self._hearing.tell_all(self.state.locks)
         self.rebuilt.resolve(None)
-        self._tell("ended", "", None, -1, None)
+        self._tell("ended")
         self._changed()
         self._log(logging.WARNING, "table-ended", stream=self.stream, reason=type(error).__name__)
 
-    def _tell(self, kind: str, key: str, cell: Cell | None, offset: int, written_ms: int | None) -> None:
-        if self.doubted_at is None or kind == "ended":
+    def _tell(
+        self,
+        kind: str,
+        key: str = "",
+        cell: Cell | None = None,
+        offset: int = -1,
+        written_ms: int | None = None,
+        many: Mapping[str, Cell | None] = NO_CELLS,
+    ) -> None:
+        if self._subscribers and (self.doubted_at is None or kind == "ended"):
+            event = Event(kind, key, cell, offset, written_ms, many)
             for subscriber in self._subscribers:
-                subscriber((kind, key, cell, offset, written_ms))
+                subscriber(event)
 
 
 def lost(stream: str, remedy: str) -> LogTruncated:

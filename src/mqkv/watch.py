@@ -1,7 +1,7 @@
 """Watches: each change of a key, or of the keys of a pattern, as it is folded, to an iterator or a callback.
 
-A watch never holds up the table: what its reader is too slow to take is dropped, and the reader is told by a ``reset``, which
-means "changes may have been missed here: read again". It never skips in silence.
+A watch never skips in silence: a ``reset`` means "changes may have been missed here: read again". What waits for its reader is in
+``inbox``.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple
 
 from mqkv.codecs import BoundCodec
 from mqkv.errors import UnreadableValue
+from mqkv.inbox import Inbox
 from mqkv.logfmt import Log
-from mqkv.table import Event
-
-#: Changes that wait for a slow reader; past it they are dropped and a ``reset`` is told.
-QUEUE_LIMIT = 100_000
 
 
 class Change(NamedTuple):
@@ -40,36 +37,27 @@ class Watch:
     """Changes, in the order of the log. Iterable, and a context manager. Thread-safe.
 
     ``for change in watch`` waits for the next change and ends when the watch is closed. ``get(timeout)`` waits no longer than
-    ``timeout`` seconds.
+    ``timeout`` seconds. A watch that nobody holds any more ends by itself, unless it has a callback.
     """
 
     def __init__(self, pattern: str, wants: Callable[[str], bool], codec: BoundCodec, log: Log) -> None:
         self.pattern = pattern
-        self.wants = wants
+        self.inbox = Inbox(pattern, wants, log, None if is_pattern(pattern) else pattern)
         self._codec = codec
         self._log = log
-        self._events: deque[Event] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._on_close: list[Callable[[], object]] = []
-        self._on_event: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
-        return f"<mqkv.Watch {self.pattern!r} {'closed' if self._closed else 'open'} waiting={len(self._events)}>"
+        return f"<mqkv.Watch {self.pattern!r} {'closed' if self.closed else 'open'} waiting={len(self.inbox)}>"
 
     def __iter__(self) -> Iterator[Change]:
         return self
 
     def __next__(self) -> Change:
-        while True:
-            with self._changed:
-                # Bounded by the life of the watch: closing it, or its store, wakes the reader.
-                self._changed.wait_for(lambda: self._events or self._closed)
-            change = self.get(0)
+        while self.inbox.wait(None):
+            change = self._take()
             if change is not None:
                 return change
-            if self._closed:
-                raise StopIteration
+        raise StopIteration
 
     def __enter__(self) -> Watch:
         return self
@@ -79,14 +67,22 @@ class Watch:
 
     @property
     def closed(self) -> bool:
-        return self._closed
+        return self.inbox.closed
 
     def get(self, timeout: float) -> Change | None:
         """The next change; None if none came within ``timeout`` seconds or the watch is closed and empty."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._events or self._closed, timeout) or not self._events:
-                return None
-            kind, key, cell, offset, written_ms = self._events.popleft()
+        end = time.monotonic() + timeout
+        while self.inbox.wait(max(end - time.monotonic(), 0)):
+            change = self._take()
+            if change is not None:
+                return change
+        return None
+
+    def _take(self) -> Change | None:
+        event = self.inbox.take()
+        if event is None:
+            return None
+        kind, key, cell, offset, written_ms, _ = event
         value: object = None
         if cell is not None:
             try:
@@ -100,49 +96,16 @@ class Watch:
 
     def after_fork(self) -> None:
         """Called by the registry in a forked child: nothing feeds it there."""
-        self._changed = threading.Condition()
-        self._closed = True
-        self._on_event = None
+        self.inbox.after_fork()
 
     def close(self) -> None:
         """End the watch; what has come already can still be read. Idempotent."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._changed.notify_all()
-        for callback in self._on_close:
-            callback()
-        if self._on_event is not None:
-            self._on_event()
-
-    def offer(self, event: Event) -> None:
-        """Take in an event of a table. Never waits."""
-        kind, key = event[0], event[1]
-        if kind in ("set", "delete") and not self.wants(key):
-            return
-        if kind in ("clear", "ended"):
-            event = ("reset", "", None, -1, None)
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = kind == "ended"  # there is no stream to watch any more
-            if len(self._events) >= QUEUE_LIMIT:
-                self._events.clear()
-                event = ("reset", "", None, -1, None)
-                self._log(logging.WARNING, "watch", pattern=self.pattern, status="overflow")
-            self._events.append(event)
-            self._changed.notify()
-        if self._on_event is not None:
-            self._on_event()
-
-    def on_close(self, callback: Callable[[], object]) -> None:
-        """What is to be let go of when the watch ends."""
-        self._on_close.append(callback)
+        self.inbox.close()
 
     def notify(self, on_event: Callable[[], object]) -> None:
-        """Call ``on_event``, which must be quick, whenever there may be something to ``get``, and now."""
-        self._on_event = on_event
+        """Call ``on_event``, which must be quick, whenever there may be something to ``get``, and now. (It keeps what it refers
+        to alive for as long as the watch is open.)"""
+        self.inbox.on_event = on_event
         on_event()
 
     def call(self, callback: Callable[[Change], object], dispatcher: Dispatcher) -> None:

@@ -15,16 +15,18 @@ from typing import Any, NamedTuple, TypeVar
 
 from mqkv.clock import writer_of
 from mqkv.codecs import BoundCodec
-from mqkv.errors import Error, OutcomeUnknown, Stale
+from mqkv.errors import Error, OutcomeUnknown, Stale, StreamMissing
 from mqkv.fold import Cell, Outcome
+from mqkv.inbox import Inbox
 from mqkv.layout.leases import Leases
+from mqkv.layout.watching import Watching
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Promise, Start
-from mqkv.table import Event, Subscriber, Table
+from mqkv.table import Subscriber, Table
 from mqkv.view import Shown
 from mqkv.waiting import Deadline, wait
-from mqkv.watch import Dispatcher, Watch
+from mqkv.watch import Watch
 
 #: A load has failed when nothing has come for so many seconds, or for its deadline if that is more.
 STALL = 2.0
@@ -111,8 +113,7 @@ class Keyspace(ABC):
         self.log = log
         self.unconfirmed = Unconfirmed(log)
         self.leases = Leases(name, log)
-        self._dispatcher = Dispatcher(name, log)
-        self._watches: set[Watch] = set()
+        self.watching = Watching(name, log)
         self.closed = False
         if options.max_staleness is not None:
             engine.keep_in_touch(max(options.max_staleness, LEAST_SILENCE))
@@ -183,8 +184,8 @@ class Keyspace(ABC):
         ``declare``."""
 
     @abstractmethod
-    async def follow(self, watch: Watch, start: int | str, deadline: Deadline) -> None:
-        """Tell ``watch`` each change: from the ``next`` one, from the ``last`` value on, or from an offset on."""
+    async def follow(self, inbox: Inbox, start: int | str, deadline: Deadline) -> None:
+        """Have ``inbox`` told each change: from the ``next`` one, from the ``last`` value on, or from an offset on."""
 
     @abstractmethod
     def tables(self) -> list[Table]:
@@ -311,36 +312,21 @@ class Keyspace(ABC):
                 f"stream {table.stream} has been out of reach for {time.monotonic() - since:.1f} s, over max_staleness={limit}"
             )
 
-    async def replay_into(self, watch: Watch, key: str, start: int, deadline: Deadline, tell: Subscriber | None = None) -> None:
-        """Tell ``watch`` what a stream has told since ``start``, and goes on to tell."""
-        offer = tell or watch.offer
-
-        def since(event: Event) -> None:
-            if event[3] >= start or event[0] in ("reset", "ended"):
-                offer(event)
-
-        table = await attached(self.replay(key, since), deadline)
-        watch.on_close(table.tail.close)
-
-    def add_watch(self, watch: Watch, callback: Callable[..., object] | None) -> None:
-        """Keep a watch until it is closed, and start its callback."""
-        self._watches.add(watch)
-        watch.on_close(lambda: self._watches.discard(watch))
-        self.engine.listen()
-        if callback is not None:
-            watch.call(callback, self._dispatcher)
+    def add_watch(self, watch: Watch, callback: Callable[..., object] | None, owner: object) -> None:
+        """Keep a watch until it, or its owner, is closed or dropped, and start its callback."""
+        self.watching.add(watch, callback, owner)
+        if not watch.closed:
+            self.engine.listen()
 
     def close(self) -> None:
         """Let go of tails and watches. The engine is closed by whoever opened it."""
         self.closed = True
         self.cells = NOTHING
         self.leases.close()
-        self.signal = Keyspace.signal  # an engine's own may hold a mapping open
-        for watch in list(self._watches):
-            watch.close()
-        self._dispatcher.close()
+        self.watching.close()
         for table in self.tables():
             table.tail.close()
+        self.signal = Keyspace.signal  # an engine's own may hold a mapping open
 
     def stats(self) -> Mapping[str, object]:
         tables = self.tables()
@@ -350,7 +336,7 @@ class Keyspace(ABC):
             "unreadable": sum(table.unreadable for table in tables),
             "unconfirmed": self.unconfirmed.under_way,
             "failed_writes": self.unconfirmed.failed,
-            "watches": len(self._watches),
+            "watches": len(self.watching),
             "staleness": time.monotonic() - min(lost) if lost else 0.0,
         }
 
@@ -426,6 +412,13 @@ async def reached(table: Table, offset: int, deadline: Deadline) -> None:
     """Wait until the record at ``offset`` is folded."""
     if not await wait(table.reach(offset), deadline.left + GRACE):
         raise deadline.late(f"stream {table.stream} was not delivered up to revision {offset} within {deadline}")
+
+
+def retire(table: Table, why: str) -> None:
+    """Let go of a table that is not the one of its stream any more; who was told its changes is told that this has ended."""
+    table.tail.close()
+    if table.watched and table.failed is None:
+        table.ended(StreamMissing(why))
 
 
 def _early(record: Record) -> dict[str, Cell | None]:

@@ -18,8 +18,9 @@ from typing import TypeVar
 
 from mqkv.check import queue_name
 from mqkv.errors import Error, StreamMissing
-from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded, opening
+from mqkv.layout.base import NOTHING, STALL, Keyspace, Options, attached, loaded, opening, retire
 from mqkv.layout.bounded import Bounded
+from mqkv.layout.following import Following
 from mqkv.logfmt import Log
 from mqkv.streams.base import Engine, Promise, Start
 from mqkv.table import Subscriber, Table, lost
@@ -43,6 +44,8 @@ ATTEMPTS = 3
 
 class FollowedKeys(Keyspace):
     """The part of the per-key layout that opens and keeps tables."""
+
+    remakes = False  # an empty stream costs every reader a wait; the directory tells when there is a new one
 
     def __init__(self, engine: Engine, prefix: str, options: Options, log: Log) -> None:
         super().__init__(engine, options, log, prefix)
@@ -210,6 +213,7 @@ class FollowedKeys(Keyspace):
 
     def _keep(self, key: str, table: Table) -> Table:
         """Make a table the table of its key, unless another thread was first."""
+        self.watching.let_go_of_left()
         with self._lock:
             has = self._tables.get(key)
             if has is not None and has.failed is None:
@@ -251,7 +255,7 @@ class FollowedKeys(Keyspace):
             self._idle.pop(key, None)
         if table is not None:
             table.serve(False)
-            table.tail.close()
+            retire(table, f"stream {table.stream} was deleted")
 
     def _serve(self) -> None:
         """While any tail is out of touch, a store that says how stale it may be is not served without a look."""
@@ -260,12 +264,32 @@ class FollowedKeys(Keyspace):
         )
         self.cells = NOTHING if strict else self._shown
 
-    def _unsubscribe(self, subscriber: Subscriber, key: str, table: Table) -> None:
+    # Followed by watches (``following.Source``)
+
+    def hold(self, key: str, table: Table, subscriber: Subscriber, *, current: bool) -> int | None:
+        with self._lock:
+            if self._tables.get(key) is not table:
+                return None
+            position = table.subscribe(subscriber, current=current)
+            if position is not None:
+                self._idle.pop(key, None)
+            return position
+
+    def let_go(self, key: str, table: Table, subscriber: Subscriber) -> None:
         table.unsubscribe(subscriber)
         with self._lock:
             table = self._tables.get(key, table)  # another may have taken its place
             table.unsubscribe(subscriber)
             self._rest(key, table)
+
+    def stream_of(self, key: str) -> str:
+        return self.stream(key)
+
+    def table_of(self, key: str) -> Table:
+        return Table(self.stream(key), self.options.codec, self.log, key=key)
+
+    def lost(self, following: Following) -> None:
+        self.watching.soon(following, following.inbox)
 
 
 def windows(keys: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -18,9 +18,10 @@ from mqkv.codecs import DEFAULT, BoundCodec
 from mqkv.errors import Closed, Error, OutcomeUnknown, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
+from mqkv.inbox import Inbox
 from mqkv.layout.base import Options, answered, before, loaded, reached, rebuilt
 from mqkv.layout.followed import FollowedKeys, windows
-from mqkv.layout.patterns import follow_pattern
+from mqkv.layout.patterns import Arrivals
 from mqkv.layout.shared import SharedKeyspace
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse, time_ms
@@ -28,7 +29,6 @@ from mqkv.streams.base import Delivery, Engine, Promise, Start
 from mqkv.table import Subscriber, Table
 from mqkv.view import Shown, is_live
 from mqkv.waiting import Deadline
-from mqkv.watch import Watch, is_pattern
 
 DIRECTORY = f"{RESERVED}keys__"
 
@@ -45,6 +45,7 @@ class PerKeyKeyspace(FollowedKeys):
             options._replace(codec=BoundCodec(DEFAULT), max_entries=None, max_staleness=None),
             log,
         )
+        self._arrivals = Arrivals(self, self._directory, self.watching)
 
     async def read(self, key: str, deadline: Deadline, *, fresh: bool = False) -> Cell | None:
         table = self._tables.get(key)
@@ -205,11 +206,9 @@ class PerKeyKeyspace(FollowedKeys):
     def replay(self, key: str, subscriber: Subscriber) -> Table:
         return self.open_table(self.stream(key), Start.FIRST, key=key, subscriber=subscriber)
 
-    async def follow(self, watch: Watch, start: int | str, deadline: Deadline) -> None:
-        if is_pattern(watch.pattern):
-            await follow_pattern(self, self._directory, watch, start, deadline)
-        else:
-            await self.subscribe(watch, watch.pattern, start, deadline)
+    async def follow(self, inbox: Inbox, start: int | str, deadline: Deadline) -> None:
+        await self._arrivals.listen(deadline)
+        await self.watching.pursue(self._arrivals.follow(inbox, start), inbox, deadline)
 
     async def lock_table(self, deadline: Deadline, *, declare: bool = True) -> Table | None:
         return await self._locks.whole(deadline, declare=declare)
@@ -308,13 +307,14 @@ class PerKeyKeyspace(FollowedKeys):
             await answered(promise, deadline, self.stream(key))
             deadline.renew()
             self.log.debug("declare", key=key, stream=self.stream(key), max_age=max_age)
-        await self._list(keys, deadline)
+        await self._list(keys, deadline, made=True)
         # From the first record on, whatever another process writes meanwhile. There may be none: nothing to wait for.
         return await self._attach_all(keys, deadline, Start.FIRST)
 
-    async def _list(self, keys: Sequence[str], deadline: Deadline) -> None:
-        """Have keys in the directory: before they have a value, and after they have a stream."""
-        ready, cells = await self._directory.read_many(keys, deadline)
+    async def _list(self, keys: Sequence[str], deadline: Deadline, *, made: bool = False) -> None:
+        """Have keys in the directory: before they have a value, and after they have a stream. One whose stream was ``made`` is
+        told there in any case: who followed an earlier one waits for that."""
+        ready, cells = ({}, {}) if made else await self._directory.read_many(keys, deadline)
         new = [(key, b"", None) for key in keys if key not in ready and key not in cells]
         if new:
             batch, now = of_sets(new), time_ms(self.options.clock())
@@ -324,17 +324,14 @@ class PerKeyKeyspace(FollowedKeys):
 
     # Watching
 
-    async def subscribe(
-        self, watch: Watch, key: str, start: int | str, deadline: Deadline, tell: Subscriber | None = None
-    ) -> None:
-        """Have ``watch``, through ``tell``, told the changes of one key."""
-        table = await self._writable(Record("set", key), None, deadline)
-        if isinstance(start, int):
-            await self.replay_into(watch, key, start, deadline, tell)
-            return
-        table = await self._complete(key, table, deadline)
-        tell = tell or watch.offer
-        with self._lock:
-            self._idle.pop(key, None)
-        table.subscribe(tell, current=start == "last")
-        watch.on_close(lambda: self._unsubscribe(tell, key, table))
+    async def live(self, key: str, deadline: Deadline, *, create: bool) -> Table:
+        with self._using([key]):
+            while True:
+                if create:
+                    table = await self._writable(Record("set", key), None, deadline)
+                    table = await self._complete(key, table, deadline)
+                else:
+                    table = await self._open(key, deadline)
+                if table.rebuilt.done():
+                    return table
+                await rebuilt(table, deadline)

@@ -11,8 +11,24 @@ from mqkv.codecs import DEFAULT, BoundCodec
 from mqkv.errors import Closed, Error, StreamMissing
 from mqkv.fold import Cell, Outcome, State
 from mqkv.ids import new_id
+from mqkv.inbox import Inbox
 from mqkv.layout import settings
-from mqkv.layout.base import ASK, NOTHING, STALL, Keyspace, Options, answered, attached, before, loaded, opening, rebuilt, settled
+from mqkv.layout.base import (
+    ASK,
+    NOTHING,
+    STALL,
+    Keyspace,
+    Options,
+    answered,
+    attached,
+    before,
+    loaded,
+    opening,
+    rebuilt,
+    retire,
+    settled,
+)
+from mqkv.layout.following import Following
 from mqkv.layout.markers import Markers
 from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
@@ -20,7 +36,6 @@ from mqkv.streams.base import Engine, Start
 from mqkv.table import Subscriber, Table
 from mqkv.view import Shown
 from mqkv.waiting import Deadline, Turn
-from mqkv.watch import Watch
 
 #: What follows the name of a shared keyspace, or a prefix and a dot, in the name of the stream of its locks.
 LOCKS = f"{RESERVED}locks__"
@@ -28,6 +43,8 @@ LOCKS = f"{RESERVED}locks__"
 
 class SharedKeyspace(Keyspace):
     """One stream. The first read loads its table; a stream that does not exist is an empty table, and is not made by a read."""
+
+    remakes = True
 
     def __init__(self, engine: Engine, stream: str, options: Options, log: Log, locks: SharedKeyspace | None = None) -> None:
         super().__init__(engine, options, log, stream)
@@ -130,13 +147,40 @@ class SharedKeyspace(Keyspace):
     def replay(self, key: str, subscriber: Subscriber) -> Table:
         return self.open_table(self.stream, Start.FIRST, subscriber=subscriber)
 
-    async def follow(self, watch: Watch, start: int | str, deadline: Deadline) -> None:
-        table = await loaded(await self._open(deadline), deadline)
-        if isinstance(start, int):
-            await self.replay_into(watch, watch.pattern, start, deadline)
-        else:
-            table.subscribe(watch.offer, current=start == "last")
-            watch.on_close(lambda: table.unsubscribe(watch.offer))
+    async def follow(self, inbox: Inbox, start: int | str, deadline: Deadline) -> None:
+        following = Following(self, "", start, inbox.offer, create=True, inbox=inbox)
+        inbox.on_close(following.close)
+        await self.watching.pursue(following, inbox, deadline)
+
+    # Followed by watches (``following.Source``)
+
+    async def live(self, key: str, deadline: Deadline, *, create: bool) -> Table:
+        while True:
+            table = await self._writable(deadline, create)
+            if table.rebuilt.done():
+                return table
+            await rebuilt(table, deadline)
+
+    def hold(self, key: str, table: Table, subscriber: Subscriber, *, current: bool) -> int | None:
+        if self._table is not table:
+            return None
+        position = table.subscribe(subscriber, current=current)
+        if self._table is not table:  # dropped meanwhile
+            table.unsubscribe(subscriber)
+            return None
+        return position
+
+    def let_go(self, key: str, table: Table, subscriber: Subscriber) -> None:
+        table.unsubscribe(subscriber)
+
+    def stream_of(self, key: str) -> str:
+        return self.stream
+
+    def table_of(self, key: str) -> Table:
+        return Table(self.stream, self.options.codec, self.log)
+
+    def lost(self, following: Following) -> None:
+        self.watching.soon(following, following.inbox)
 
     async def lock_table(self, deadline: Deadline, *, declare: bool = True) -> Table | None:
         return None if self._locks is None else await self._locks.whole(deadline, declare=declare)
@@ -292,7 +336,7 @@ class SharedKeyspace(Keyspace):
         table, self._table = self._table, None
         self.cells = NOTHING
         if table is not None:
-            table.tail.close()
+            retire(table, f"stream {self.stream} was deleted")
 
 
 def lock_stream(engine: Engine, stream: str, options: Options, log: Log) -> SharedKeyspace:

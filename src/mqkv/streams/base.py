@@ -44,6 +44,18 @@ class Message(NamedTuple):
 Delivery = tuple[int, Message]
 
 
+class Piece(NamedTuple):
+    """A part of a stream."""
+
+    messages: list[Delivery]
+    complete: bool  #: whether it reaches the end
+    truncated: bool = False  #: of one that was asked for from offset 0 on: whether what stood there first is gone
+
+
+#: What a message takes in memory besides its body, about.
+MESSAGE = 500
+
+
 class Start(enum.Enum):
     """Where a tail begins, if not at an offset (an ``int``: the first message at or after it)."""
 
@@ -225,6 +237,15 @@ class Engine(ABC):
         """``delete``, without waiting for the broker."""
         return _kept(lambda: self.delete(stream, timeout))
 
+    def begin_read(self, stream: str, start: int, size: int, timeout: float) -> Promise[Piece]:
+        """The messages from an offset on, at least two if there are, and no more when they have ``size`` bytes; and whether that
+        was all that was appended and confirmed before the call. Whoever wants it no more rejects the promise."""
+        reader = _Reader(size)
+        tail = self.open(stream, start, reader)
+        reader.piece.then(lambda piece: tail.close())
+        tail.ready.then(reader.at_end)
+        return reader.piece
+
     def keep_in_touch(self, within: float) -> None:  # noqa: B027 -- for engines that have another side
         """Have sinks ``interrupted`` when nothing was heard of the other side for ``within`` seconds, however little there is to
         say. The least that anybody asked for holds. Connects to nothing."""
@@ -256,6 +277,47 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Reader:
+    """A sink that takes so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.piece: Promise[Piece] = Promise()
+        self._batch: list[Delivery] = []
+        self._truncated = False
+        self._size = self._left = size
+
+    def truncated(self) -> None:
+        self._truncated = True
+
+    def deliver(self, batch: Sequence[Delivery]) -> None:
+        for delivery in batch:
+            if self.piece.done():
+                return
+            self._batch.append(delivery)
+            self._left -= len(delivery[1].body) + MESSAGE
+            if self._left <= 0 and len(self._batch) > 1:
+                self.piece.resolve(Piece(self._batch, False, self._truncated))
+
+    def interrupted(self, since: float | None = None) -> None:
+        """The tail goes on by itself."""
+
+    def resumed(self) -> None:
+        """Now ``at_end`` comes, or was there."""
+
+    def reset(self) -> None:
+        self._batch, self._left, self._truncated = [], self._size, False
+
+    def ended(self, error: Exception) -> None:
+        self.piece.reject(error)
+
+    def at_end(self, ready: Promise[None]) -> None:
+        error = ready.error()
+        if error is None:
+            self.piece.resolve(Piece(self._batch, True, self._truncated))
+        else:
+            self.piece.reject(error)
 
 
 def _kept(call: Callable[[], T]) -> Promise[T]:

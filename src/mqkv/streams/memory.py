@@ -15,8 +15,8 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable
 
-from mqkv.errors import Closed, ConnectionFailed, OutcomeUnknown, StreamMissing
-from mqkv.streams.base import RETRY_HEADER, Delivery, Engine, Message, Promise, Sink, Start, Tail
+from mqkv.errors import Closed, ConnectionFailed, Error, OutcomeUnknown, StreamMissing
+from mqkv.streams.base import MESSAGE, RETRY_HEADER, Delivery, Engine, Message, Piece, Promise, Sink, Start, Tail
 from mqkv.url import URL
 
 
@@ -42,6 +42,14 @@ class _Stream:
     def since(self, offset: int) -> list[Delivery]:
         begin = bisect_left(self.offsets, offset)
         return list(zip(self.offsets[begin:], self.messages[begin:], strict=True))
+
+    def piece(self, offset: int, size: int) -> Piece:
+        begin = end = bisect_left(self.offsets, offset)
+        while end < len(self.offsets) and (size > 0 or end - begin < 2):
+            size -= len(self.messages[end].body) + MESSAGE
+            end += 1
+        batch = list(zip(self.offsets[begin:end], self.messages[begin:end], strict=True))
+        return Piece(batch, end == len(self.offsets), self.trimmed and offset == 0)
 
 
 class _Pending:
@@ -309,6 +317,17 @@ class MemoryEngine(Engine):
             self._reach()
             log = self._find(stream)
             return (log.offsets[-1], log.messages[-1]) if log.offsets else None
+
+    def begin_read(self, stream: str, start: int, size: int, timeout: float) -> Promise[Piece]:
+        try:
+            with self._lock:
+                self._check()
+                self._reach()
+                return Promise.of(self._find(stream).piece(start, size))
+        except Error as error:
+            promise: Promise[Piece] = Promise()
+            promise.reject(error)
+            return promise
 
     def delete(self, stream: str, timeout: float) -> None:
         with self._lock:

@@ -21,7 +21,7 @@ import uuid
 import pytest
 
 from mqkv.errors import Closed, Error, StreamMissing
-from mqkv.streams.base import Engine, HeaderValue, Message, Promise, Start
+from mqkv.streams.base import Delivery, Engine, HeaderValue, Message, Promise, Start
 from mqkv.testing.tools import PATIENCE, RecordingSink, message, opened, put, result, run_threads
 
 __all__ = ["EngineContract", "RecordingSink"]
@@ -186,6 +186,30 @@ class EngineContract:
         tail, _ = opened(engine, declared)
         result(tail.append(Message(b"", {}, "id-2"), PATIENCE))
         assert opened(another_engine, declared)[1].messages == [Message(b"", {}, "id-2", None, None)]
+
+    # Reading in pieces
+
+    def test_pieces(self, engine: Engine, another_engine: Engine, declared: str) -> None:
+        assert result(engine.begin_read(declared, 0, 1_000, PATIENCE)) == ([], True, False)
+        tail, sink = opened(engine, declared)
+        for i in range(40):
+            put(tail, b"x" * 5_000 if i % 10 == 0 else str(i))
+        found: list[Delivery] = []
+        begin = pieces = 0
+        while True:
+            piece, complete, _ = result(another_engine.begin_read(declared, begin, 3_000, PATIENCE))
+            assert len(piece) >= 2 or complete
+            found += piece[1:] if found and piece[0] == found[-1] else piece  # read from the last message on, as who compares
+            pieces, begin = pieces + 1, found[-1][0]
+            if complete:
+                break
+        assert found == sink.deliveries and pieces > 4
+        assert result(engine.begin_read(declared, begin, 3_000, PATIENCE)) == ([found[-1]], True, False)
+        assert result(engine.begin_read(declared, begin + 1, 3_000, PATIENCE)) == ([], True, False)
+
+    def test_pieces_of_a_missing_stream(self, engine: Engine, stream: str) -> None:
+        with pytest.raises(StreamMissing):
+            result(engine.begin_read(stream, 0, 1_000, PATIENCE))
 
     # Where a tail begins
 

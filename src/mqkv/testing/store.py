@@ -336,12 +336,16 @@ class StoreContract(StoreFixtures):
             assert "open" in repr(again)
         assert "closed" in repr(again)
 
-    def test_purge_ends_watches(self, store: mqkv.Store, other: mqkv.Store) -> None:
+    def test_a_watch_outlives_a_purge(self, store: mqkv.Store, other: mqkv.Store) -> None:
         store.set("k", "v")
-        watches = [store.watch("k"), other.watch("k")]
-        store.purge()
-        for watch in watches:
-            assert [change.kind for change in watch] == ["reset"] and watch.closed
+        with store.watch("k") as mine, other.watch("k") as theirs:
+            store.purge()
+            store.set("k", "new")
+            for watch in (mine, theirs):
+                told = [watch.get(10)]
+                while told[-1] is not None and told[-1].kind == "reset":
+                    told.append(watch.get(10))
+                assert len(told) > 1 and told[-1] is not None and told[-1].value == "new"
 
     def test_what_is_no_key_is_not_in_a_store(self, store: mqkv.Store) -> None:
         assert "" not in store and "a\nb" not in store and 1 not in store

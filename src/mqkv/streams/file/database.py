@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from struct import Struct
 from zlib import crc32
@@ -195,7 +196,11 @@ class Database:
 
     def of_stream(self, stream: int, offset: int) -> list[Row]:
         """The next rows of a stream from an offset on."""
-        return self.execute(_OF_STREAM, (stream, offset, BATCH)).fetchall()
+        return list(self.each_of_stream(stream, offset))
+
+    def each_of_stream(self, stream: int, offset: int) -> Iterator[Row]:
+        """The same, read from the disk as they are taken."""
+        return self.execute(_OF_STREAM, (stream, offset, BATCH))
 
     def newest(self, stream: int) -> Row | None:
         # If the first finds none, what there was is indexed: the second finds it, or one that came since.

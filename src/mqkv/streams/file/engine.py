@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from mqkv.errors import Closed, ConnectionFailed, Error, StreamDamaged, WriteTimeout
 from mqkv.logfmt import Log
-from mqkv.streams.base import Delivery, Engine, Message, Promise, Sink, Start, Tail
+from mqkv.streams.base import Delivery, Engine, Message, Piece, Promise, Sink, Start, Tail
 from mqkv.streams.file import database
 from mqkv.streams.file.database import INDEX_EVERY, INSERT, Database, Row, blob_of, checksum, mapped
 from mqkv.streams.file.forks import enlist
@@ -107,6 +107,14 @@ class FileEngine(Engine):
         if message is None:
             raise StreamDamaged(f"the newest record of stream {stream} in {self.url.path} is damaged: write it again")
         return row[0], message
+
+    def begin_read(self, stream: str, start: int, size: int, timeout: float) -> Promise[Piece]:
+        try:
+            return Promise.of(self._with(lambda base: self._tails.piece(base, stream, start, size), timeout))
+        except Error as error:
+            promise: Promise[Piece] = Promise()
+            promise.reject(error)
+            return promise
 
     def delete(self, stream: str, timeout: float) -> None:
         def work(base: Database) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mqkv.errors import StreamDamaged, StreamMissing
 from mqkv.logfmt import Log
-from mqkv.streams.base import Delivery, Message, Promise, Sink, Start, Tail
+from mqkv.streams.base import MESSAGE, Delivery, Message, Piece, Promise, Sink, Start, Tail
 from mqkv.streams.file.database import BATCH, Database, Row, message_of
 
 if TYPE_CHECKING:
@@ -154,6 +154,27 @@ class Tails:
                 stream = tail.stream = self.streams.setdefault(stream.id, stream)
                 stream.tails = (*stream.tails, tail)
         return batch, complete
+
+    def piece(self, base: Database, name: str, start: int, size: int) -> Piece:
+        """A part of a stream for one who reads by himself."""
+        found = base.find(name)
+        if found is None:
+            raise missing(name)
+        batch: list[Delivery] = []
+        begin, truncated = start, start == 0 and found[1] is not None and base.trimmed(found[0]) >= 0
+        while True:
+            rows = 0
+            for row in base.each_of_stream(found[0], begin):
+                self._check_order((row,), begin)
+                rows, begin = rows + 1, row[0] + 1
+                message = self.read(row, name)
+                if message is not None:
+                    batch.append((row[0], message))
+                    size -= len(message.body) + MESSAGE
+                if size <= 0 and len(batch) > 1:
+                    return Piece(batch, False, truncated)
+            if rows < BATCH:
+                return Piece(batch, True, truncated)
 
     def detach(self, tail: FileTail) -> None:
         stream = tail.stream
