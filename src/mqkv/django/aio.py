@@ -226,7 +226,7 @@ class AsyncMethods:
     @mirror
     async def adelete_many(self, keys: Iterable[Any], version: int | None = None) -> Any:
         names = [self.make_and_validate_key(key, version=version) for key in keys]
-        return await self._ado(None, "delete_many", names) if names else 0
+        return await self._ado(None, "delete_many", names) if names else None
 
     @mirror
     async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:

@@ -291,9 +291,9 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         return failed
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> Any:
-        """How many there were."""
+        """How many there were; None for no keys at all, as Django has it."""
         names = [self.make_and_validate_key(key, version=version) for key in keys]
-        return self._do(None, self._store.delete_many, names) if names else 0
+        return self._do(None, self._store.delete_many, names) if names else None
 
     def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """Move a value to another version, with its ttl; the version. Where there is none: ``ValueError``."""
