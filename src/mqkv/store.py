@@ -219,7 +219,8 @@ class Store(Verbs):
         run(self._clear(prefix))
 
     def purge(self) -> None:
-        """Delete the keyspace's streams with all their history and locks. Watches on them end, here and in other processes."""
+        """Delete the keyspace's streams with all their history and locks. Watches on them, here and in other processes, are told
+        a ``reset``, and go on with what is made anew (a shared keyspace that is watched is, at once)."""
         run(self._purge())
 
     def flush(self, timeout: float | None = None) -> None:
@@ -267,7 +268,8 @@ class Store(Verbs):
 
         With a ``callback``, it is called in a background thread (one for all watches of the keyspace: a slow callback delays the
         others); without, iterate over the watch. ``start="last"`` begins with what is there, ``"first"`` with the whole history,
-        a number with the first change of that revision or later. A stream that does not exist is made.
+        a number with the first change of that revision or later: such a past is read from the log as the reader takes it. A
+        stream that does not exist is made. A watch without a callback ends when nobody holds it any more.
         """
         watch = self._new_watch(key)
         run(self._follow(watch, start)).add_watch(watch, callback, self)
