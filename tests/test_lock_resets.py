@@ -75,3 +75,17 @@ def test_a_reset_does_not_lengthen_a_lease(store: mqkv.Store) -> None:
     truncate(store, tail=0)
     assert lock.owned()
     until(lambda: not lock.owned(), "the end of the lease", TTL + 1)
+
+
+def test_a_log_without_its_beginning_gives_no_lock_to_anybody(store: mqkv.Store) -> None:
+    """Retention took what said who holds it. Nobody may have it, until the keyspace is purged."""
+    lock = store.lock("jobs")
+    lock.acquire()
+    assert not apart(store.lock("jobs", timeout=0).acquire)
+    truncate(store, head=2)
+    assert not lock.owned()
+    for ask in (store.lock("jobs").acquire, store.lock("another").acquire, store.lock("jobs").locked):
+        with pytest.raises(mqkv.LogTruncated, match="locks"):
+            ask()
+    store.purge()
+    assert lock.acquire() and lock.owned()

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from cachetools import LRUCache
-
 from mqkv.fold import Lock
 from mqkv.streams.base import HeaderValue
 
@@ -39,13 +37,18 @@ class Memory:
 
     def __init__(self) -> None:
         self.mutex = threading.Lock()
-        self._since: LRUCache[tuple[str, int], float] = LRUCache(REMEMBERED)
+        self._since: dict[tuple[str, int], float] = {}
 
     def remember(self, owner: str, renewed: int, since: float) -> float:
         """The earliest that was told. (An owner is the id of a record, which is no other's in any stream.)"""
         key = owner, renewed
         with self.mutex:
-            since = self._since[key] = min(since, self._since.get(key, since))
+            known = self._since.get(key)
+            if known is not None and known <= since:
+                return known
+            self._since[key] = since
+            if len(self._since) > REMEMBERED:
+                del self._since[next(iter(self._since))]
         return since
 
     def forget(self, owner: str, renewed: int) -> None:

@@ -151,6 +151,9 @@ class Leases:
             self._thread = threading.Thread(target=self._run, name=f"mqkv-leases-{self._name}", daemon=True)
             self._thread.start()
         if due < self._wakes:
+            # Kept though the lease may be gone by then: an idle thread is cheaper than one a lock, and one wake-up too many than
+            # one a lock.
+            self._wakes = due
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -173,12 +176,10 @@ class Leases:
                 while self._parting and self._parting[0][0] <= now:
                     parting.append(self._parting.popleft())
                 if not due and not parting:
-                    # An idle thread is cheaper than one a lock, and one wake-up too many than one a lock.
-                    self._wakes = min(
-                        [lease.due for lease in self._leases] + [at for at, *_ in self._parting], default=now + IDLE
-                    )
+                    if self._wakes <= now:
+                        dues = [lease.due for lease in self._leases] + [at for at, *_ in self._parting]
+                        self._wakes = min(dues, default=now + IDLE)
                     self._changed.wait(self._wakes - now)
-                    self._wakes = 0.0
                     continue
             for lease in due:
                 if not lease.good:

@@ -188,7 +188,9 @@ class SharedKeyspace(Keyspace):
     async def whole(self, deadline: Deadline, *, declare: bool) -> Table | None:
         """The table, with all that stood in the stream; None if there is no stream to ``declare``."""
         table = await self._loaded(deadline)
-        return await self._writable(deadline, create=True) if declare else table
+        if declare and (table is None or table is not self._settled):
+            table = await self._writable(deadline, create=True)
+        return table
 
     def tables(self) -> list[Table]:
         tables = [] if self._table is None else [self._table]
