@@ -111,7 +111,8 @@ class UpgradeRequired(Error, RuntimeError):
 
 
 class Stale(Error, OSError):
-    """The table has been out of touch with its stream for longer than ``max_staleness``."""
+    """What could be read may be older than was asked for: the table has been out of touch with its stream for longer than
+    ``max_staleness``, or a fresh read can't be had from replicas that may lag."""
 
 
 class UnreadableValue(Error, ValueError):

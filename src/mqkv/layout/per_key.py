@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable, Sequence
 from mqkv.batch import of_sets, pack
 from mqkv.check import RESERVED, queue_name
 from mqkv.codecs import DEFAULT, BoundCodec
-from mqkv.errors import Closed, Error, OutcomeUnknown, StreamMissing
+from mqkv.errors import Closed, Error, OutcomeUnknown, Stale, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.inbox import Inbox
@@ -56,7 +56,10 @@ class PerKeyKeyspace(FollowedKeys):
                 return await self._followed(key, deadline)
         if key in self._preloaded and not fresh:
             return await self._followed(key, deadline)
-        return await self._newest(key, self.engine.begin_last(self.stream(key), deadline.left), deadline)
+        cell = await self._newest(key, self.engine.begin_last(self.stream(key), deadline.left), deadline)
+        if fresh and self.engine.lags:
+            raise _not_to_be_had(f"key {key!r}")
+        return cell
 
     async def read_many(self, keys: Sequence[str], deadline: Deadline) -> tuple[dict[str, Shown], dict[str, Cell]]:
         cells: dict[str, Cell | None] = {}
@@ -185,6 +188,8 @@ class PerKeyKeyspace(FollowedKeys):
                 newest = await answered(promise, deadline, table.stream)
                 if newest is not None:
                     await reached(table, newest[0], deadline)
+        if tables and self.engine.lags:
+            raise _not_to_be_had("the keys that are followed")
         await self._directory.sync(deadline)
         if self._locks.tables():
             await self._locks.sync(deadline)
@@ -335,3 +340,11 @@ class PerKeyKeyspace(FollowedKeys):
                 if table.rebuilt.done():
                     return table
                 await rebuilt(table, deadline)
+
+
+def _not_to_be_had(what: str) -> Stale:
+    return Stale(
+        f"a fresh read of {what} can't be had in a cluster: a key's own stream is read from one replica, which may be behind, "
+        "and it holds nothing but values, so that no marker can tell. Use layout='shared', where one does, or keep the streams "
+        "on one node (?replicas=1)"
+    )

@@ -209,6 +209,12 @@ class Engine(ABC):
     #: Whether calls may wait in the caller's thread for a lock or a disk.
     blocks = False
 
+    @property
+    def lags(self) -> bool:
+        """Whether ``last`` may not know all that was confirmed before, as replicas lag. Then only a message that was appended and
+        has come back through a tail proves that nothing before it is missing. (What was given out once is never taken back.)"""
+        return False
+
     @abstractmethod
     def declare(self, stream: str, max_age: int | None, timeout: float) -> None:
         """Make the stream if there is none; ``max_age`` in seconds is for a new one. One that exists is left as it is."""

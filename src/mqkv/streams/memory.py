@@ -28,6 +28,8 @@ class _Stream:
         self.offsets: list[int] = []
         self.messages: list[Message] = []
         self.next = 0
+        self.given = 0  #: the least offset that nobody was given yet
+        self.known: int | None = None  #: the least offset that the replica lacks, where one lags
         self.trimmed = False  #: whether it lost its beginning
         self.deleted = False
         self.tails: list[MemoryTail] = []
@@ -39,9 +41,14 @@ class _Stream:
         self.next = offset + 1
         return offset
 
+    @property
+    def end(self) -> int:
+        """The least offset that can't be read now: what was given out once is not taken back."""
+        return self.next if self.known is None else max(self.known, self.given)
+
     def since(self, offset: int) -> list[Delivery]:
-        begin = bisect_left(self.offsets, offset)
-        return list(zip(self.offsets[begin:], self.messages[begin:], strict=True))
+        begin, end = bisect_left(self.offsets, offset), bisect_left(self.offsets, self.end)
+        return list(zip(self.offsets[begin:end], self.messages[begin:end], strict=True))
 
     def piece(self, offset: int, size: int) -> Piece:
         begin = end = bisect_left(self.offsets, offset)
@@ -83,11 +90,12 @@ class MemoryTail(Tail):
 
     def advance(self) -> None:
         assert self.stream is not None
-        if self.position < self.stream.next:
+        if self.position < self.stream.end:
             if self.position == 0 and self.stream.trimmed:
                 self.sink.truncated()
             batch = self.stream.since(self.position)
-            self.position = self.stream.next
+            self.position = self.stream.end
+            self.stream.given = max(self.stream.given, self.position)
             if batch:
                 self.sink.deliver(batch)
 
@@ -104,8 +112,9 @@ class MemoryTail(Tail):
 class Faults:
     """What can go wrong, on demand. Each takes effect before the call returns. Thread-safe.
 
-    ``disconnect()`` ... ``reconnect()``, ``delay()`` ... ``release()``, ``fill()`` ... ``drain()`` and ``expire()`` frame a
-    time of trouble; ``refuse``, ``lose_answer`` and ``double`` are for the next appends; ``truncate``, ``retain`` and ``delete``
+    ``disconnect()`` ... ``reconnect()``, ``delay()`` ... ``release()``, ``lag()`` ... ``level()``, ``fill()`` ... ``drain()``
+    and ``expire()`` frame a time of trouble;
+    ``refuse``, ``lose_answer`` and ``double`` are for the next appends; ``truncate``, ``retain`` and ``delete``
     change the log.
     """
 
@@ -113,6 +122,7 @@ class Faults:
         self._engine = engine
         self.connected = True
         self.delayed = False
+        self.replicated = False  #: there is more than one replica, as ``lag`` has shown
         self.room: Promise[None] | None = None
         self._waits = True
         self._script: list[str] = []
@@ -172,6 +182,31 @@ class Faults:
             self.delayed = False
             settle = self._deliver() if self.connected else []
         _run(settle)
+
+    def lag(self, behind: int = 0) -> None:
+        """Have the connection lead to a replica that stands still from now on, and lacks the newest ``behind`` messages of each
+        stream, until ``level()``. Tails that were given more are ``interrupted()`` and wait; appends land with the leader, and
+        come back when the replica has them."""
+        engine = self._engine
+        with engine._lock:
+            self.delayed = self.replicated = True
+            engine.exact = False
+            for log in engine._streams.values():
+                log.known = log.offsets[-behind] if 0 < behind <= len(log.offsets) else 0 if behind else log.next
+                for tail in log.tails:
+                    if tail.position > log.known:
+                        tail.sink.interrupted()
+
+    def level(self) -> None:
+        """The replica has all that the leader has."""
+        with self._engine._lock:
+            held = [tail for log in self._engine._streams.values() for tail in log.tails if tail.position > (log.known or 0)]
+            for log in self._engine._streams.values():
+                log.known = None
+        self.release()
+        with self._engine._lock:
+            for tail in held:
+                tail.sink.resumed()
 
     def fill(self) -> None:
         """Have no room for appends until ``drain()``. (An append that does not ask lands all the same.)"""
@@ -283,6 +318,10 @@ class MemoryEngine(Engine):
     def __repr__(self) -> str:
         return f"<MemoryEngine {self.url}{' closed' if self._closed else ''}>"
 
+    @property
+    def lags(self) -> bool:
+        return self.faults.replicated
+
     def declare(self, stream: str, max_age: int | None, timeout: float) -> None:
         with self._lock:
             self._check()
@@ -305,7 +344,7 @@ class MemoryEngine(Engine):
             elif isinstance(start, int):
                 tail.position = start
             log.tails.append(tail)
-            if self.faults.delayed or not self.faults.connected:
+            if not self.faults.connected or (self.faults.delayed and (log.known is None or log.known < log.given)):
                 return tail
             tail.advance()
         tail.ready.resolve(None)
@@ -316,7 +355,11 @@ class MemoryEngine(Engine):
             self._check()
             self._reach()
             log = self._find(stream)
-            return (log.offsets[-1], log.messages[-1]) if log.offsets else None
+            readable = bisect_left(log.offsets, log.end)
+            if not readable:
+                return None
+            log.given = max(log.given, log.offsets[readable - 1] + 1)
+            return log.offsets[readable - 1], log.messages[readable - 1]
 
     def begin_read(self, stream: str, start: int, size: int, timeout: float) -> Promise[Piece]:
         try:

@@ -38,6 +38,8 @@ class Dialect(NamedTuple):
     acknowledge_at_once: bool
     #: A consumer that asks for an offset is given the messages of a queue of another kind too, which would empty it: ask before.
     mixes_kinds: bool
+    #: A node of a cluster answers from its own replica, which may be behind what others have confirmed.
+    replicas_lag: bool
     #: A queue's name may only hold printable ASCII.
     ascii_names: bool
     #: A delivery may be forgotten until the next publish: look after so many seconds (own records, and idle tails). None: never.
@@ -62,6 +64,7 @@ def choose(server_properties: Mapping[str, Any] | None) -> Dialect:
             first_offset=1,
             acknowledge_at_once=True,
             mixes_kinds=True,
+            replicas_lag=False,
             ascii_names=True,
             own_record_patience=0.1,
             idle_look=1.0,
@@ -74,6 +77,7 @@ def choose(server_properties: Mapping[str, Any] | None) -> Dialect:
         first_offset=0,
         acknowledge_at_once=False,
         mixes_kinds=False,
+        replicas_lag=True,
         ascii_names=False,
         own_record_patience=None,
         idle_look=None,

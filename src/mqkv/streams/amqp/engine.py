@@ -13,14 +13,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from mqkv.errors import OutcomeUnknown, ReadTimeout, WriteTimeout
+from mqkv.errors import OutcomeUnknown, ReadTimeout, StreamMissing, WriteTimeout
 from mqkv.logfmt import Log
 from mqkv.streams.amqp import reads
+from mqkv.streams.amqp.failures import Behind
 from mqkv.streams.amqp.feeds import Stream
 from mqkv.streams.amqp.link import Link, connect_timeout
 from mqkv.streams.amqp.publisher import Publisher
 from mqkv.streams.amqp.pulse import Pulse
 from mqkv.streams.amqp.questions import Question
+from mqkv.streams.amqp.seen import Seen
 from mqkv.streams.amqp.session import Session
 from mqkv.streams.amqp.tails import AmqpTail
 from mqkv.streams.amqp.tasks import spawn
@@ -47,7 +49,12 @@ class AmqpEngine(Engine):
         self._publisher = Publisher(self._link)
         self._pulse = Pulse(self._link, self)
         self._streams: dict[str, Stream] = {}  # for the I/O thread
-        self._replicas = int(float(url.option("replicas") or 0)) or None
+        self._replicas = replicas = int(float(url.option("replicas") or 0)) or None
+        self._seen = Seen(cluster=replicas != 1 and (len(url.nodes) > 1 or replicas is not None))
+
+    @property
+    def lags(self) -> bool:
+        return self._seen.lags(self._link.session)
 
     def __repr__(self) -> str:
         state = "closed" if self._link.closed else "connected" if self._link.session is not None else "not connected"
@@ -80,6 +87,7 @@ class AmqpEngine(Engine):
             await reads.delete(session, stream, question.over)
             if stream in self._streams:
                 self._streams[stream].top = -1
+            self._seen.forget(stream)
             self._log(logging.INFO, "delete", stream=stream)
 
         return self._ask(question, delete)
@@ -88,12 +96,34 @@ class AmqpEngine(Engine):
         late = ReadTimeout(f"the broker did not answer within {timeout:g} s about stream {stream}")
         question: Question[Delivery | None] = Question(self._link, stream, timeout, late)
 
-        def read(session: Session) -> Awaitable[Delivery | None]:
+        async def read(session: Session) -> Delivery | None:
             # The last part is for the answer that proves that the silence was the stream's and not the broker's.
             patience = question.left - min(ANSWER, timeout / 4)
-            return reads.newest(session, stream, self._link.later, max(patience, 0), question.over)
+            try:
+                found = await reads.newest(session, stream, self._link.later, max(patience, 0), question.over)
+            except StreamMissing:
+                self._seen.forget(stream)
+                raise
+            return self._not_behind(session, stream, found) if self._seen.cluster else found
 
         return self._ask(question, read)
+
+    def _not_behind(self, session: Session, stream: str, found: Delivery | None) -> Delivery | None:
+        """What was read, or what a tail was given already, if that is newer."""
+        if not self._seen.lags(session):
+            return found
+        for tail in self._streams[stream].tails if stream in self._streams else ():
+            if tail.tip is not None and tail.position > (-1 if found is None else found[0]):
+                found = tail.position, tail.tip
+        offset = -1 if found is None else found[0]
+        if self._seen.behind(stream, offset):
+            newest = self._seen.newest(stream)
+            raise Behind(
+                f"the replica of stream {stream} that answers knows revision {offset}, and {newest} was read here before"
+            )
+        if found is not None:
+            self._seen.note(stream, offset)
+        return found
 
     def _ask(self, question: Question[T], ask: Callable[[Session], Awaitable[T]]) -> Promise[T]:
         self._link.check()
@@ -102,7 +132,8 @@ class AmqpEngine(Engine):
 
     def open(self, stream: str, start: Start | int, sink: Sink) -> Tail:
         self._link.check()
-        tail = AmqpTail(Stream(stream, self._publisher, self._streams), start, sink, self._publisher, self._link, self._log)
+        registered = Stream(stream, self._publisher, self._streams, self._seen)
+        tail = AmqpTail(registered, start, sink, self._publisher, self._link, self._log)
         self._link.call(lambda: self._open(tail))
         return tail
 

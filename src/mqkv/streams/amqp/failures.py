@@ -16,7 +16,16 @@ from typing import Any
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
-from mqkv.errors import ConnectionFailed, Error, NotAStream, OutcomeUnknown, StreamDamaged, StreamMissing, ValueTooLarge
+from mqkv.errors import (
+    ConnectionFailed,
+    Error,
+    NotAStream,
+    OutcomeUnknown,
+    ReadTimeout,
+    StreamDamaged,
+    StreamMissing,
+    ValueTooLarge,
+)
 from mqkv.url import URL
 
 #: AMQP's reply codes.
@@ -40,6 +49,10 @@ class Dropped(Exception):
 
 class Unavailable(Exception):
     """The queue is there, and can't be used at this moment: try again soon."""
+
+
+class Behind(Unavailable):
+    """The replica that answers knows less than this process has seen."""
 
 
 def dropped(reason: BaseException | None) -> Dropped:
@@ -160,6 +173,8 @@ def ours(error: BaseException, url: URL) -> Error:
     """The error that may leave the engine."""
     if isinstance(error, Error):
         return error
+    if isinstance(error, Behind):
+        return ReadTimeout(str(error))
     problem = ConnectionFailed(f"the connection to {url} was lost ({_plain(error)})")
     problem.__cause__ = error
     return problem

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mqkv.streams.amqp.failures import Dropped
+from mqkv.streams.amqp.seen import Seen
 from mqkv.streams.amqp.tasks import Future
 from mqkv.streams.base import Delivery
 
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 class Stream:
     """What the tails of one stream in this engine share."""
 
-    def __init__(self, name: str, publisher: Publisher, registry: dict[str, Stream]) -> None:
+    def __init__(self, name: str, publisher: Publisher, registry: dict[str, Stream], seen: Seen) -> None:
         self.name = name
+        self.seen = seen
         self.tails: list[AmqpTail] = []
-        self.top = -1  #: the newest offset at which an append of this engine was settled
+        self.top = seen.newest(name)  #: the newest offset that this engine has given out or settled
         self._publisher = publisher
         self._registry = registry
         self._held: list[tuple[int, Append]] = []

@@ -3,8 +3,10 @@
 Rules:
 
 1. A tail is attached by one coroutine at a time; ``epoch`` grows with each, and who finds another epoch than its own gives up.
-2. After a loss it consumes again *at* the message it delivered last and compares it: equal, it goes on behind it; else, or if
-   nothing stands there any more, the log is another one: ``sink.reset()``, and from the beginning.
+2. After a loss it consumes again *at* the message it delivered last and compares it: equal, it goes on behind it; else the log is
+   another one: ``sink.reset()``, and from the beginning. Where nothing stands there any more, so it is too; but in a cluster the
+   replica may be behind (``seen``): then the tail consumes from that replica's end and waits, until the message comes, or one
+   that is not what stood at its place.
 3. A tail has caught up when a barrier behind its first delivery was answered with room left in its prefetch (RabbitMQ), or when
    it has delivered the message that was the newest after it attached (LavinMQ), and never before what this engine appended.
 4. An append is settled after all tails of its stream that had caught up were given it.
@@ -14,6 +16,8 @@ from __future__ import annotations
 
 import logging
 import random
+import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from mqkv.errors import Closed, ConnectionFailed, Error, StreamDamaged, StreamMissing
@@ -23,6 +27,7 @@ from mqkv.streams.amqp.lookout import Lookout
 from mqkv.streams.amqp.publisher import Append, Publisher
 from mqkv.streams.amqp.questions import STRIKES
 from mqkv.streams.amqp.reads import last_offset, newest, probe
+from mqkv.streams.amqp.seen import LAG, mark
 from mqkv.streams.amqp.session import Channel, Session
 from mqkv.streams.amqp.tasks import Future, spawn
 from mqkv.streams.base import Delivery, Message, Promise, Sink, Start, Tail
@@ -36,6 +41,8 @@ EMPTY_AFTER = 0.5
 LONGEST_PAUSE = 1.0
 #: A tail whose channel alone was lost is out of touch when it has not caught up again within so many seconds.
 REATTACH = 0.25
+#: Messages that are remembered, to tell a replica that is behind from a log that was rewritten.
+RECENT = 256
 #: Barriers without a message before them, after which the broker is asked what the newest is.
 DOUBT = 20
 
@@ -62,8 +69,10 @@ class AmqpTail(Tail):
         # By its number, the beginning is found on an empty stream too; "first" is not, on LavinMQ.
         self._from: str | int = 0 if isinstance(start, Start) else start
         self._placed = start not in (Start.NEXT, Start.LAST)
-        self._tip: Message | None = None
+        self.tip: Message | None = None  #: the message at ``position``
         self._verify = False
+        self._behind_since: float | None = None  # when its position was found to lie past the end
+        self._recent: deque[tuple[int, object]] = deque(maxlen=RECENT)  # offsets and marks of the newest messages, in a cluster
         self._cancelled = False  # by the broker, and not caught up since
         self._out_of_touch = False
         self._session: Session | None = None
@@ -121,11 +130,14 @@ class AmqpTail(Tail):
         self.left = True
         self.epoch += 1
         self._over.resolve(None)
+        self.stream.seen.note(self.stream.name, self.position)
         self._detach()
         self.stream.remove(self)
 
     def _detach(self) -> None:
-        self.feed = None
+        feed, self.feed = self.feed, None
+        if feed is not None:
+            feed.more.resolve(None)  # who waits for it finds that it is of no use any more
         if self._channel is not None:
             self._channel.cancel(self._tag)
             self._channel = None
@@ -248,7 +260,7 @@ class AmqpTail(Tail):
         if self.epoch != epoch:
             return
         feed = self.feed = Feed(self)
-        resuming = self._tip is not None
+        resuming = self.tip is not None
         self._verify = resuming
         tag = await channel.consume(self.stream.name, self.position if resuming else self._from, feed)
         if self.epoch != epoch:
@@ -274,7 +286,7 @@ class AmqpTail(Tail):
         if self._start is Start.NEXT:
             found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
             if found is not None:
-                self.position, self._tip = found
+                self.position, self.tip = found
         elif session.dialect.counts:
             self._from = await last_offset(session, self.stream.name, self._link.later, EMPTY_AFTER) or 0
         else:
@@ -290,10 +302,13 @@ class AmqpTail(Tail):
             if not barrier.complete():
                 silent = 0
                 continue
+            if feed.received and self.position >= self.stream.top:
+                return
+            if self._is_behind(session):
+                await feed.wait(self._link, EMPTY_AFTER)
+                continue
             if not feed.received:
                 break
-            if self.position >= self.stream.top:
-                return
             silent += 1
             if silent % DOUBT == 0:  # what we know of the top may be of a stream that was deleted and made anew
                 found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
@@ -304,7 +319,12 @@ class AmqpTail(Tail):
         else:
             return
         if self._verify and self.feed is feed:
-            await self._judge(session)
+            await self._judge(session, channel, feed)
+
+    def _is_behind(self, session: Session) -> bool:
+        """Whether a replica is, in a load: no more of the stream is given out here than before."""
+        seen, name = self.stream.seen, self.stream.name
+        return seen.lags(session) and not self._verify and self.stream.top > self.position and seen.behind(name, self.position)
 
     async def _reach(self, session: Session, feed: Feed) -> None:
         """LavinMQ: until the newest message of now has been delivered."""
@@ -318,16 +338,45 @@ class AmqpTail(Tail):
             if feed.received == before:
                 raise Unavailable("deliveries have stopped")
 
-    async def _judge(self, session: Session) -> None:
-        """Nothing came from where we had stopped: is the log shorter than what was read?"""
+    async def _judge(self, session: Session, channel: Channel, feed: Feed) -> None:
+        """Nothing came from where we had stopped: is the log shorter than what was read, or the replica behind?"""
         epoch = self.epoch
         found = await newest(session, self.stream.name, self._link.later, EMPTY_AFTER)
         if self.epoch != epoch:
             return
         if found is None or found[0] < self.position:
-            self._restart()
+            if self.stream.seen.lags(session):
+                await self._wait_for_replica(session, channel, 0 if found is None else found[0])
+            else:
+                self._restart()
         elif self._verify:
             raise Unavailable("silent although there are messages")
+
+    async def _wait_for_replica(self, session: Session, channel: Channel, end: int) -> None:
+        """Consume from a replica's end until it has come to our position, and goes on there or shows another log."""
+        if self._behind_since is None:
+            self._behind_since = time.monotonic()
+            self._log(logging.WARNING, "behind", stream=self.stream.name, position=self.position, end=end)
+        channel.cancel(self._tag)
+        epoch = self.epoch
+        feed = self.feed = Feed(self)
+        tag = await channel.consume(session.dialect.queue(self.stream.name), end, feed)
+        if self.epoch != epoch:
+            channel.cancel(tag)
+            return
+        self._tag = tag
+        self.sendable = True  # the leader takes what is appended; where it comes back tells more
+        self._publisher.flush(self)
+        while self.feed is feed and self._verify:
+            left = self._behind_since + LAG - time.monotonic()
+            if left <= 0:
+                self._restart()
+                return
+            await feed.wait(self._link, left)
+            if channel.drop is not None:
+                raise channel.drop
+        if self.feed is feed:
+            await self._catch_up(session, channel, feed)
 
     def overtake(self) -> None:
         """Hold appends until all that the broker has taken by now was delivered."""
@@ -372,9 +421,11 @@ class AmqpTail(Tail):
             if not batch:
                 return
         begins, session = self.position < 0 and self._from == 0, self._session
-        self.position, self._tip = batch[-1]
+        self.position, self.tip = batch[-1]
         if begins and session is not None and batch[0][0] > session.dialect.first_offset:
             self._tell(self._sink.truncated)
+        if self.stream.seen.cluster:
+            self._recent.extend((offset, mark(message)) for offset, message in batch[-RECENT:])
         if not self.closed:
             try:
                 self._sink.deliver(batch)
@@ -401,14 +452,29 @@ class AmqpTail(Tail):
         """What is new of a batch; after a loss, compare the message that was delivered last."""
         if not self._verify:
             return [each for each in batch if each[0] > self.position]
+        if self._differs(batch):
+            self._restart()
+            return []
         batch = [each for each in batch if each[0] >= self.position]
         if not batch:
             return batch
-        if batch[0] == (self.position, self._tip):
+        if batch[0] == (self.position, self.tip):
             self._verify = False
+            self._behind_since = None
             return batch[1:]
         self._restart()
         return []
+
+    def _differs(self, batch: list[Delivery]) -> bool:
+        """Whether any of these, which stand before our position, is not what stood there. An append that is waited for can't have
+        stood there: it would have been settled."""
+        if batch[0][0] >= self.position:
+            return False
+        stood = dict(self._recent)
+        return any(
+            offset < self.position and (stood.get(offset, mark(message)) != mark(message) or message.id in self.waiting)
+            for offset, message in batch
+        )
 
     def _restart(self) -> None:
         """The log is not the one that was read."""
@@ -417,7 +483,10 @@ class AmqpTail(Tail):
             return
         self._log(logging.WARNING, "reset", stream=self.stream.name, position=self.position)
         self._verify = False
-        self._tip = None
+        self.tip = None
+        self._behind_since = None
+        self._recent.clear()
+        self.stream.seen.forget(self.stream.name)
         self.position = self.stream.top = -1
         self._from = 0
         self._placed = self._start is not Start.LAST
