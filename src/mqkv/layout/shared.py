@@ -188,7 +188,7 @@ class SharedKeyspace(Keyspace):
     async def whole(self, deadline: Deadline, *, declare: bool) -> Table | None:
         """The table, with all that stood in the stream; None if there is no stream to ``declare``."""
         table = await self._loaded(deadline)
-        if declare and (table is None or table is not self._settled):
+        if declare and (table is None or table.state is not self._settled()):
             table = await self._writable(deadline, create=True)
         return table
 
