@@ -28,21 +28,31 @@ def restarted(settings: Any, **caches_: Any) -> Any:
     return caches["default"]
 
 
-def test_two_projects_and_a_dict_on_one_virtual_host_are_apart(url: str, entry: Any, settings: Any, prefix: str) -> None:
-    place = {"prefix": prefix, "read_timeout": 5}
-    with mqkv.StreamDict(url, **place) as d, mqkv.Store(url, layout="shared", **place) as store:
+@pytest.mark.parametrize("layout", ["shared", "per-key"])
+def test_two_projects_and_a_dict_on_one_virtual_host_are_apart(
+    url: str, entry: Any, settings: Any, prefix: str, layout: Any
+) -> None:
+    place, options = {"prefix": prefix, "read_timeout": 5}, {"layout": layout}
+    with mqkv.StreamDict(url, **place) as d, mqkv.Store(url, layout=layout, **place) as store:
         d[":1:k"] = "of a dict"
         store.set(":1:k", "of a store")
         for package in ("shop", "blog"):
             settings.ROOT_URLCONF = f"{package}.urls"
-            restarted(settings, default=entry(), sessions=entry())
+            restarted(settings, default=entry(OPTIONS=options), sessions=entry(OPTIONS=options))
             caches["default"].set("k", package)
             caches["sessions"].set("k", f"session of {package}")
         caches["default"].clear()
         d.clear()
         assert caches["default"].get("k") is None and caches["sessions"].get("k") == "session of blog"
         settings.ROOT_URLCONF = "shop.urls"
-        assert restarted(settings, default=entry()).get("k") == "shop" and store.get(":1:k") == "of a store"
+        assert restarted(settings, default=entry(OPTIONS=options)).get("k") == "shop" and store.get(":1:k") == "of a store"
+        for package in ("shop", "blog"):
+            settings.ROOT_URLCONF = f"{package}.urls"
+            restarted(settings, default=entry(OPTIONS=options), sessions=entry(OPTIONS=options))
+            for alias in settings.CACHES:
+                mqkv.django.get_store(alias).purge()
+        d.store.purge()
+        store.purge()
 
 
 @pytest.mark.parametrize(

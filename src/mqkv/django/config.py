@@ -61,6 +61,12 @@ class StoreConfig:
     logs_outages: bool
     store_options: tuple[tuple[str, Any], ...]
 
+    @property
+    def stream_prefix(self) -> str:
+        """What the names of the streams begin with. Where each key has one, the keyspace's name is a part of it: two caches, or
+        two projects, would have one keyspace else."""
+        return f"{self.prefix}.{self.name}" if self.layout == "per-key" else self.prefix
+
 
 def examine_params(params: Mapping[str, Any]) -> Problems:
     """What Django would take in silence, and replace by a default of its own."""

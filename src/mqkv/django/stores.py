@@ -111,7 +111,7 @@ def _open(kind: Any, config: StoreConfig, url: str, codec: Any) -> Any:
     try:
         return kind(
             url,
-            prefix=config.prefix,
+            prefix=config.stream_prefix,
             name=config.name,
             layout=config.layout,
             codec=codec,
