@@ -11,6 +11,8 @@ import pytest
 from django.core.cache import caches
 from django.test import Client
 
+import mqkv.django
+
 LARGE = b"x" * (16 * 2**20)
 
 
@@ -67,3 +69,20 @@ def test_a_page_that_is_too_large_renders(
             response = Client().get("/large/")
             assert response.status_code == 200 and len(response.content) == len(LARGE)
     assert caplog.text.count("at=too-large") == 2
+
+
+@pytest.mark.slow
+def test_what_the_broker_finds_too_large(new_broker: Any, settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+    broker = new_broker(config="max_message_size = 100000\n")
+    settings.CACHES = {"default": {"BACKEND": "mqkv.django.StreamCache", "LOCATION": broker.url}}
+    cache = caches["default"]
+    large = b"x" * 200_000
+    cache.set_many({"k": "old", "add": "old"})
+    assert cache.set("k", large) is False and cache.get("k") is None
+    assert cache.add("k", large) is False and cache.add("add", large) is False and cache.get("add") == "old"
+    assert cache.set_many({"small": 1, "add": large, "k": 2}) == ["add"]
+    assert cache.get_many(["small", "add", "k"]) == {"small": 1, "k": 2}
+    assert asyncio.run(cache.aset("k", large)) is False and cache.get("k") is None
+    assert Client().get("/large/").status_code == 200
+    assert caplog.text.count("at=too-large") == 6
+    mqkv.django.close_stores()
