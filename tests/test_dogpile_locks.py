@@ -19,6 +19,7 @@ from dogpile.cache.api import NO_VALUE
 from dogpile.cache.region import CacheRegion
 
 import mqkv
+from lock_tools import queue_of
 from mqkv.dogpile import StreamBackend, StreamMutex
 from places import ON_BROKERS
 from test_fork import in_child
@@ -458,3 +459,33 @@ def test_while_the_broker_is_away(own_broker: Any, prefix: str, caplog: pytest.L
     mutex.release()
     region.backend.store.purge()
     region.backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_who_waits_for_another_process_notices_that_the_broker_has_gone(own_broker: Any, prefix: str) -> None:
+    def region(number: int) -> CacheRegion:
+        arguments = {"url": f"{own_broker.url}?heartbeat={30 + number}", "prefix": prefix, "distributed_lock": True}
+        made = make_region().configure("mqkv", 60, {**arguments, "write_timeout": 1})
+        made.set("else", 1)
+        return made
+
+    one, other = region(1), region(2)  # as two processes: a connection and a gate each
+    mutex = mutex_of(one.backend)
+    assert mutex.acquire()
+    took: list[float] = []
+
+    def wait() -> None:
+        assert other.get_or_create("k", lambda: "created here") == "created here"
+        took.append(time.monotonic())
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    soon(lambda: queue_of(one.backend.store, "_lockk") == 1)
+    own_broker.kill()
+    killed = time.monotonic()
+    waiter.join(60)
+    assert took and took[0] - killed < 6, "not after lock_timeout, 30 seconds"
+    for each in (one, other):
+        each.backend.close()
+    own_broker.ensure()

@@ -75,7 +75,7 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
         # Nobody is shown the space, so the URL in it may be the one with the password.
         space = f"{read.url} {prefix}.{name}"
         outage = self._outage if read.ignore_exceptions else None
-        self._locks = Locks(self._store, read.logger, space, read.lock_ttl, read.lock_wait, outage)
+        self._locks = Locks(self._store, read.logger, space, read.lock_ttl, read.lock_wait, read.store["write_timeout"], outage)
         self._longest = LONGEST_SHARED if read.store["layout"] == "shared" else LONGEST_PER_KEY - len(prefix.encode())
         if read.key_mangler is not None:
             self.key_mangler = read.key_mangler

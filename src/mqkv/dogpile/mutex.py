@@ -34,13 +34,21 @@ class Locks:
     """The creation locks of a backend: where they are, and how long they take."""
 
     def __init__(
-        self, store: Store, logger: logging.Logger, space: str, ttl: float, timeout: float | None, outage: Outage | None
+        self,
+        store: Store,
+        logger: logging.Logger,
+        space: str,
+        ttl: float,
+        timeout: float | None,
+        patience: float,
+        outage: Outage | None,
     ) -> None:
         self.store = store
         self.logger = logger
         self.space = space  #: names the keyspace within this process
         self.ttl = ttl
         self.timeout = timeout
+        self.patience = patience  #: seconds that the broker may take for a write
         self.outage = outage  #: None: errors of the broker come out
         self._refused: dict[str, float] = {}
 
@@ -57,7 +65,7 @@ class Locks:
             return None
         begun = time.monotonic()
         try:
-            had = lock.acquire(timeout)
+            had = self._try(lock, timeout)
         except Error as error:
             if not is_outage(error):
                 raise
@@ -65,6 +73,26 @@ class Locks:
             return None
         outage.worked(writing=True)
         return had
+
+    def _try(self, lock: Lock, timeout: float | None) -> bool:
+        """Wait in tries, each twice as long as the one before: a long wait would not notice that the broker has gone."""
+        begun, patience, doubtful = time.monotonic(), 2 * self.patience, False
+        while True:
+            now = time.monotonic()
+            left = None if timeout is None else max(timeout - (now - begun), 0.0)
+            last = left is not None and left <= patience
+            try:
+                if lock.acquire(left if last else patience):
+                    return True
+                doubtful = False
+            except Error as error:
+                # At the end of a try, a broker that is only busy has half a second to hear that we leave: ask once more.
+                if last or doubtful or not is_outage(error) or time.monotonic() - now < patience:
+                    raise
+                doubtful = True
+            if last:
+                return False
+            patience = min(2 * patience, max(self.ttl, patience))
 
     def lock(self, name: str) -> Lock:
         return self.store.lock(name, ttl=self.ttl)
