@@ -130,7 +130,7 @@ class Table(View):
         """Tell ``subscriber`` each change from now on; with ``current`` first what is there, with nothing lost in between. The
         offset that was folded last; None, and nothing is told, while the table is being rebuilt, or where it has failed."""
         with self._lock:
-            if self.failed is not None or not self.rebuilt.done():
+            if self.failed is not None or self.rebuilding:
                 return None
             if current and self.state.cells:
                 subscriber(Event("batch", offset=self.position, many=dict(self.state.cells)))
@@ -205,7 +205,11 @@ class Table(View):
         self._changed()
 
     def resumed(self) -> None:
-        self.out_of_touch_since = None
+        with self._lock:
+            self.out_of_touch_since = None
+            self.rebuilding = False
+            if self.key is not None:
+                self._show(self.key)
         self.rebuilt.resolve(None)
         self._changed()
         with self._lock:
@@ -218,7 +222,13 @@ class Table(View):
             self.whole = self.determined = self._from_first
             self.beheaded, self.doubted_at = False, None
             self._hearing.forget()
-            self._hide_all()
+            self.rebuilding = True
+            if self.key is None:
+                self.shown = {}
+                for key in self._pending:
+                    self._show(key)
+            else:
+                self._show(self.key)
             if self.rebuilt.done():
                 self.rebuilt = Promise()
             self._tell("reset")
@@ -299,7 +309,7 @@ class Table(View):
         self._log.once(logging.WARNING, f"skip {self.stream}", "skip", stream=self.stream, offset=offset, reason=why)
 
     def _fail(self, error: Error) -> None:
-        self.failed = error
+        self.failed, self.rebuilding = error, False
         self.state = State(single=self.key is not None)
         self._hide_all()
         self._reach()

@@ -6,6 +6,7 @@ Rules:
    Its readers take no lock (a dict lookup is atomic); all else is read and changed under the lock.
 2. A write that nobody waited for is shown at once, and stays shown until its own record is folded or has failed.
 3. Who has seen one value of a batch sees all of it.
+4. While the log is read anew nobody reads it: :class:`Rebuilding`. Readers that had ``shown`` already keep the old one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from mqkv.record import Record
 
 #: What ``shown`` holds for a key: the value, and the expiry in Unix seconds.
 Shown = tuple[object, "float | None"]
+
+
+class Rebuilding(Exception):
+    """The log was found to be another one, and is being read anew: what is known so far is no answer."""
 
 
 class View:
@@ -45,6 +50,7 @@ class View:
         self.serving = key is None  #: whether folded values are shown
         self.position = -1  #: the offset that was folded last
         self.determined = whole  #: whether what was folded tells the state of its key, whatever came before
+        self.rebuilding = False  #: whether the log is being read anew, so that nobody may read what is known of it
         self._codec = codec
         self._log = log
         self._lock = threading.Lock()
@@ -54,14 +60,19 @@ class View:
         """The newest cell of a key: this process's own write under way, or what the log says."""
         with self._lock:  # not while a batch is half folded
             pending = self._pending.get(key)
-            return next(reversed(pending.values())) if pending else self.state.cells.get(key)
+            if pending:
+                return next(reversed(pending.values()))
+            if self.rebuilding:
+                raise Rebuilding
+            return self.state.cells.get(key)
 
     def read_many(self, keys: Iterable[str]) -> tuple[dict[str, Shown], dict[str, Cell]]:
         """Those of ``keys`` that have a value, at one moment: ready to be handed out, or as cells."""
         ready: dict[str, Shown] = {}
         cells: dict[str, Cell] = {}
-        shown, folded, pending = self.shown, self.state.cells, self._pending
         with self._lock:
+            self._check()
+            shown, folded, pending = self.shown, self.state.cells, self._pending
             for key in keys:
                 value = shown.get(key)
                 if value is not None:
@@ -76,6 +87,7 @@ class View:
     def snapshot(self) -> dict[str, Cell]:
         """All cells at one moment, in a dict of the caller's own."""
         with self._lock:
+            self._check()
             cells = dict(self.state.cells)
             for key, pending in self._pending.items():
                 cell = next(reversed(pending.values()))
@@ -88,6 +100,7 @@ class View:
     def count(self, now_ms: float) -> int:
         """How many keys have a value at one moment."""
         with self._lock:
+            self._check()
             count = self.state.count(now_ms)
             for key, pending in self._pending.items():
                 count += is_live(next(reversed(pending.values())), now_ms) - is_live(self.state.cells.get(key), now_ms)
@@ -96,6 +109,7 @@ class View:
     def newest(self, now_ms: float, but: Container[tuple[str, int]]) -> tuple[str, Cell] | None:
         """The last key that has a value, in the order of ``snapshot``; none whose key and revision are in ``but``."""
         with self._lock:
+            self._check()
             cells = self.state.cells
             for key in itertools.chain(reversed(self._pending), reversed(cells if isinstance(cells, dict) else list(cells))):
                 pending = self._pending.get(key)
@@ -130,6 +144,10 @@ class View:
 
     # Under the lock
 
+    def _check(self) -> None:
+        if self.rebuilding:
+            raise Rebuilding
+
     def _show(self, key: str) -> None:
         ready = self._ready(key)
         if ready is None:
@@ -155,7 +173,9 @@ class View:
         if pending:
             cell = next(reversed(pending.values()))
         else:
-            cell = self.state.cells.get(key) if self.serving and self.determined else None
+            # A key's table shares its ``shown`` with others, which are read meanwhile.
+            hidden = not (self.serving and self.determined) or (self.rebuilding and self.key is not None)
+            cell = None if hidden else self.state.cells.get(key)
         if cell is None or cell.content_encoding is not None:
             return None
         body, content_type, _, _, expires_ms, *_ = cell

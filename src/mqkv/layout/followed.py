@@ -53,6 +53,7 @@ class FollowedKeys(Keyspace):
         self._shown: dict[str, Shown] = {}
         self.cells = self._shown
         self._lock = threading.RLock()
+        self._serving = threading.Lock()
         self._tables: dict[str, Table] = {}
         #: Tails that are open only because they were used; the one used least recently is closed first.
         self._idle: OrderedDict[str, Table] = OrderedDict()
@@ -223,9 +224,9 @@ class FollowedKeys(Keyspace):
             table.on_change = self._serve
             table.on_doubt = lambda: self._doubted(key, table)
             self.signal = self.engine.signal
-            if key in self._preloaded:
+            if key in self._preloaded and table.tail.ready.done() and table.tail.ready.error() is None:
                 table.serve(True)
-            else:
+            else:  # one that is preloaded is served by the first read that has waited for it
                 self._rest(key, table)
         return table
 
@@ -259,10 +260,11 @@ class FollowedKeys(Keyspace):
 
     def _serve(self) -> None:
         """While any tail is out of touch, a store that says how stale it may be is not served without a look."""
-        strict = self.options.max_staleness is not None and any(
-            table.out_of_touch_since is not None for table in list(self._tables.values())
-        )
-        self.cells = NOTHING if strict else self._shown
+        with self._serving:  # or who has looked before a tail was out of touch would serve after it
+            strict = self.options.max_staleness is not None and any(
+                table.out_of_touch_since is not None for table in list(self._tables.values())
+            )
+            self.cells = NOTHING if strict or self.closed else self._shown
 
     # Followed by watches (``following.Source``)
 

@@ -27,7 +27,7 @@ from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse, time_ms
 from mqkv.streams.base import Delivery, Engine, Promise, Start
 from mqkv.table import Subscriber, Table
-from mqkv.view import Shown, is_live
+from mqkv.view import Rebuilding, Shown, is_live
 from mqkv.waiting import Deadline
 
 DIRECTORY = f"{RESERVED}keys__"
@@ -51,7 +51,8 @@ class PerKeyKeyspace(FollowedKeys):
         table = self._tables.get(key)
         if table is not None:
             if table.is_pending(key):
-                return table.read(key)
+                with contextlib.suppress(Rebuilding):  # if it is settled just now
+                    return table.read(key)
             if table.serving and not fresh:
                 return await self._followed(key, deadline)
         if key in self._preloaded and not fresh:
@@ -78,7 +79,9 @@ class PerKeyKeyspace(FollowedKeys):
         table = self._tables.get(key)
         if table is None or not (table.serving or table.is_pending(key)):
             return None
-        return table.read(key)
+        with contextlib.suppress(Rebuilding):
+            return table.read(key)
+        return None
 
     async def write(
         self, record: Record, deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
@@ -144,8 +147,10 @@ class PerKeyKeyspace(FollowedKeys):
                 tables = await self._open_all(keys, deadline)
                 if self.signal[0] != self.seen:
                     self.catch_up()
-                cells = ((key, table.read(key)) for key, table in tables.items())
-                found |= {key: cell for key, cell in cells if cell is not None}
+                for key, table in tables.items():
+                    cell = await self._told(table, key, deadline)
+                    if cell is not None:
+                        found[key] = cell
         return found
 
     async def count(self, now_ms: float, deadline: Deadline) -> int:
@@ -247,7 +252,7 @@ class PerKeyKeyspace(FollowedKeys):
                     if self.engine.exact:
                         self.catch_up()
                     await reached(table, offset, deadline)
-                    return (await self._complete(key, table, deadline)).read(key)
+                    return await self._told(await self._complete(key, table, deadline), key, deadline)
         except StreamMissing:
             return None
         if record.op == "delete":
@@ -262,12 +267,18 @@ class PerKeyKeyspace(FollowedKeys):
             return None
         if not table.serving:
             self._serve_key(key, table)
-        if not table.rebuilt.done():
-            await rebuilt(table, deadline)
         self.fresh_enough(table)
         if self.signal[0] != self.seen:
             self.catch_up()
-        return table.read(key)
+        return await self._told(table, key, deadline)
+
+    async def _told(self, table: Table, key: str, deadline: Deadline) -> Cell | None:
+        """What a table says, once it is not being rebuilt."""
+        while True:
+            try:
+                return table.read(key)
+            except Rebuilding:
+                await rebuilt(table, deadline)
 
     # Writing
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
+from typing import TypeVar, cast
 
 from mqkv.check import RESERVED
 from mqkv.codecs import DEFAULT, BoundCodec
@@ -34,11 +37,13 @@ from mqkv.logfmt import Log
 from mqkv.record import Record, to_message
 from mqkv.streams.base import Engine, Start
 from mqkv.table import Subscriber, Table
-from mqkv.view import Shown
+from mqkv.view import Rebuilding, Shown
 from mqkv.waiting import Deadline, Turn
 
 #: What follows the name of a shared keyspace, or a prefix and a dot, in the name of the stream of its locks.
 LOCKS = f"{RESERVED}locks__"
+
+T = TypeVar("T")
 
 
 class SharedKeyspace(Keyspace):
@@ -51,30 +56,31 @@ class SharedKeyspace(Keyspace):
         self.stream = stream
         self._locks = locks
         self._table: Table | None = None
+        self._serving = threading.Lock()
         self._opening = Turn()
         self._markers: Markers | None = None
         #: Of the log whose settings are known, told of, and changed if need be. (It holds all values: not kept alive.)
         self._settled: Callable[[], State | None] = lambda: None
 
     async def read(self, key: str, deadline: Deadline, *, fresh: bool = False) -> Cell | None:
-        table = await self._loaded(deadline)
-        if table is None:
-            return None
-        if fresh:
-            await self._barrier(table, deadline)
-        return table.read(key)
+        return await self._read(lambda table: table.read(key), deadline, fresh=fresh)
 
     async def read_many(self, keys: Sequence[str], deadline: Deadline) -> tuple[dict[str, Shown], dict[str, Cell]]:
-        table = await self._loaded(deadline)
-        return ({}, {}) if table is None else table.read_many(keys)
+        return await self._read(lambda table: table.read_many(keys), deadline) or ({}, {})
 
     def at_hand(self, key: str) -> Cell | None:
         table = self._table
-        found: Cell | None = ASK if table is None or self.cells is NOTHING else table.read(key)
+        try:
+            found: Cell | None = ASK if table is None or self.cells is NOTHING else table.read(key)
+        except Rebuilding:
+            return cast("Cell | None", ASK)
         return found
 
     def peek(self, key: str) -> Cell | None:
-        return None if self._table is None else self._table.read(key)
+        table = self._table
+        with contextlib.suppress(Rebuilding):
+            return None if table is None else table.read(key)
+        return None
 
     async def write(
         self, record: Record, deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
@@ -106,16 +112,13 @@ class SharedKeyspace(Keyspace):
         return await self.write_each(places, deadline, confirm=confirm, shared=True)
 
     async def snapshot(self, deadline: Deadline) -> dict[str, Cell]:
-        table = await self._loaded(deadline)
-        return {} if table is None else table.snapshot()
+        return await self._read(lambda table: table.snapshot(), deadline) or {}
 
     async def count(self, now_ms: float, deadline: Deadline) -> int:
-        table = await self._loaded(deadline)
-        return 0 if table is None else table.count(now_ms)
+        return await self._read(lambda table: table.count(now_ms), deadline) or 0
 
     async def newest(self, now_ms: float, but: Container[tuple[str, int]], deadline: Deadline) -> tuple[str, Cell] | None:
-        table = await self._loaded(deadline)
-        return None if table is None else table.newest(now_ms, but)
+        return await self._read(lambda table: table.newest(now_ms, but), deadline)
 
     async def preload(self, keys: Iterable[str], deadline: Deadline) -> None:
         await self._loaded(deadline)
@@ -202,6 +205,19 @@ class SharedKeyspace(Keyspace):
             self._locks.close()
 
     # Opening
+
+    async def _read(self, read: Callable[[Table], T], deadline: Deadline, *, fresh: bool = False) -> T | None:
+        """What the table says, once it is loaded; None if there is no stream."""
+        while True:
+            table = await self._loaded(deadline)
+            if table is None:
+                return None
+            if fresh:
+                await self._barrier(table, deadline)
+            try:
+                return read(table)
+            except Rebuilding:
+                continue  # since it was loaded: wait with it
 
     def _usable(self) -> Table | None:
         table = self._table
@@ -329,14 +345,17 @@ class SharedKeyspace(Keyspace):
 
     def _serve(self, table: Table) -> None:
         """Let cached reads look into the table, while they may."""
-        waiting = not table.tail.ready.done() or not table.rebuilt.done()
-        strict = self.options.max_staleness is not None and table.out_of_touch_since is not None
-        cells = NOTHING if waiting or strict or table.failed is not None else table.shown
-        self.cells = cells
+        with self._serving:  # or who has looked before a reset would serve after it
+            if table is not self._table or self.closed:
+                return
+            waiting = not table.tail.ready.done() or table.rebuilding
+            strict = self.options.max_staleness is not None and table.out_of_touch_since is not None
+            self.cells = NOTHING if waiting or strict or table.failed is not None else table.shown
 
     def _drop(self) -> None:
-        table, self._table = self._table, None
-        self.cells = NOTHING
+        with self._serving:
+            table, self._table = self._table, None
+            self.cells = NOTHING
         if table is not None:
             retire(table, f"stream {self.stream} was deleted")
 

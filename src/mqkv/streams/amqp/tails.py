@@ -491,6 +491,7 @@ class AmqpTail(Tail):
         self._from = 0
         self._placed = self._start is not Start.LAST
         self._tell(self._sink.reset)
+        self.live, self._out_of_touch = False, True  # it is told when all is delivered again, whatever led here
         if self._session is not None and self.error is None:
             self.attach(self._session)
 
