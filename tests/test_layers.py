@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mqkv"
 
 BOTTOM = "errors check ids logfmt codecs"  # know nothing of mqkv but errors; anyone above may import them
 ENGINE = f"{BOTTOM} url streams.base"
-CORE = f"{BOTTOM} batch number record locks clock fold view hearing table inbox waiting watch streams.base"
+CORE = f"{BOTTOM} batch number anchor record locks clock fold view hearing middle table inbox waiting watch streams.base"
 ADAPTER = "mqkv errors store outage"
 
 # module (or pattern): the modules of mqkv that it may import; the first line that fits counts
@@ -38,14 +38,16 @@ LAYERS = {
     "clock": "",
     "remembered": "",
     "state": "clock record remembered",
+    "anchor": "record state streams.base",
     "number": "codecs state",
     "locks": "batch record state",
-    "operations": "codecs record state number locks",
+    "operations": "anchor codecs record state number locks",
     "fold": "record state operations",
     "compaction": "errors codecs record fold streams.base",
     "view": f"{BOTTOM} record fold",
     "hearing": "fold streams.base",
-    "table": f"{BOTTOM} record fold view hearing streams.base",
+    "middle": "anchor record fold",
+    "table": f"{BOTTOM} anchor record fold view hearing middle streams.base",
     "inbox": f"{BOTTOM} fold table streams.base",
     "watch": f"{BOTTOM} record fold table inbox streams.base",
     "waiting": "errors streams.base",
@@ -71,7 +73,7 @@ LAYERS = {
     "testing.*": "*",
     "mqkv": "codecs errors store aio mapping watch lock",
 }
-PURE = ["batch", "record", "clock", "remembered", "state", "number", "locks", "operations", "fold", "compaction"]
+PURE = ["batch", "record", "clock", "remembered", "state", "anchor", "number", "locks", "operations", "fold", "compaction"]
 NOT_PURE = {
     "socket",
     "ssl",

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mqkv import UpgradeRequired
+from mqkv.anchor import Anchor, anchor, told_by
+from mqkv.fold import Cell
 from mqkv.record import Record, Unreadable, parse, to_message
 from mqkv.streams.base import Message
 
@@ -31,7 +33,9 @@ PLAIN = st.builds(
 )
 OPERATIONS = st.builds(
     Record,
-    op=NAMES.filter(lambda op: op not in ("add", "compare_and_set", "set_many", "delete_many")),  # those look at the body
+    op=NAMES.filter(
+        lambda op: op not in ("add", "compare_and_set", "state", "set_many", "delete_many")
+    ),  # those look at the body
     key=st.just("") | KEYS,
     body=st.binary(),
     content_type=st.none(),
@@ -91,6 +95,30 @@ def test_milliseconds_win_over_seconds() -> None:
 def test_operations_carry_their_key_where_the_gem_does_not_look() -> None:
     message = to_message(Record("incr", "k", args={"delta": 2}), shared=True)
     assert message.headers == {"__mqkv_op__": "incr", "__mqkv_op_key__": "k", "__mqkv_arg_delta__": 2}
+
+
+def test_an_anchor_tells_a_value_with_its_revision_and_times() -> None:
+    cell = Cell(b"5", "application/json", None, 7, 1_800_000_060_001, 1_800_000_000_001)
+    record = anchor("k", Anchor(9, cell), 1_800_000_000_123, "id")
+    message = to_message(record, shared=False)
+    assert message == Message(
+        b"5",
+        {
+            "__mqkv_op__": "state",
+            "__mqkv_op_key__": "k",
+            "__mqkv_arg_after__": 9,
+            "__mqkv_arg_revision__": 7,
+            "__mqkv_arg_written_ms__": 1_800_000_000_001,
+            "__mqkv_expires_at__": 1_800_000_061,
+            "__mqkv_expires_ms__": 1_800_000_060_001,
+            "__mqkv_written_ms__": 1_800_000_000_123,
+        },
+        "id",
+        "application/json",
+    )
+    assert told_by(parse(message, "k")) == Anchor(9, cell)
+    nothing = to_message(anchor("k", Anchor(9, None), 5, "id"), shared=False)
+    assert told_by(parse(nothing, "k")) == Anchor(9, None) and nothing.body == b""
 
 
 @given(PLAIN, st.booleans())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 import mqkv
 from mqkv.testing.fixtures import Clock
+from mqkv.testing.tools import opened
 from retention import Retention
 
 
@@ -122,3 +125,136 @@ def test_a_past_without_its_beginning(make: Any, retention: Retention, prefix: s
     assert first.incr("k") == 3
     with make().watch("k", start="first") as watch:
         assert [change and change.value for change in (watch.get(10), watch.get(10))] == [2, 3] and watch.get(0.1) is None
+
+
+# What a key's value rests on outlives its stream's max-age
+
+
+class Aged:
+    """A stream of one key in the memory engine, from which goes what is older than its max-age, but for its newest messages: as
+    segments go, with the boundary wherever it hurts."""
+
+    def __init__(self, store: mqkv.Store, stream: str, max_age: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000.0
+        self._log = store._open_keyspace().engine._streams[stream]  # type: ignore[attr-defined]
+        self._faults = store._open_keyspace().engine.faults  # type: ignore[attr-defined]
+        self._max_age = max_age
+        self._born: dict[int, float] = {}
+        monkeypatch.setattr("mqkv.table.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("mqkv.layout.anchors.time.monotonic", lambda: self.now)
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    def act(self, at_most: int) -> None:
+        """Drop what is too old, and not the newest; but no more than ``at_most`` messages."""
+        for offset in self._log.offsets:
+            self._born.setdefault(offset, self.now)
+        old = [offset for offset in self._log.offsets[:-1] if self.now - self._born[offset] > self._max_age]
+        self._faults.retain(self._log.name, len(self._log.offsets) - min(len(old), at_most))
+
+    @property
+    def first(self) -> int:
+        return self._log.offsets[0]
+
+
+@pytest.mark.parametrize("url", ["memory"], indirect=True)
+def test_a_key_that_is_touched_and_counted_is_read_by_who_comes_late(
+    make: Any, prefix: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Several processes, some of which come and go; messages grow too old by ones, twos and hundreds."""
+    rng = random.Random(seed)
+    first = make()
+    first.set("k", 0, ttl=10)
+    aged = Aged(first, f"{prefix}.k", 10, monkeypatch)
+    stores, expected, begun = [first, make()], 0, 0
+    for _ in range(1_500):
+        aged.passes(rng.choice([0.01, 0.3, 2.0, 30.0]) if rng.random() < 0.3 else 0.01)
+        store = rng.choice(stores)
+        what = rng.randrange(12)
+        if what < 7:
+            expected += 1
+            assert store.incr("k") == expected
+        elif what < 9:
+            assert store.touch("k", 10)
+        elif what == 9:
+            assert not store.add("k", "never", ttl=10)
+        elif what == 10:
+            stores[1] = make()
+        elif rng.random() < 0.1:
+            expected = 0
+            store.set("k", 0, ttl=10)
+        if what < 10:  # it acts when something is written
+            aged.act(rng.choice([1, 1, 2, 3, 100]))
+        if rng.random() < 0.1:
+            late = make()
+            assert late.get("k") == expected and late.history("k", limit=1) == [expected]
+            begun += aged.first > 0
+            late.close()
+    assert begun > 50 and first.get("k", fresh=True) == expected
+
+
+def test_anchors_are_no_news(make: Any, prefix: str) -> None:
+    first = make()
+    first.set("k", 1, ttl=100)
+    assert first.incr("k") == 2  # it rests on the set
+    with first.watch("k") as watch:
+        assert make().incr("k") == 3  # who comes new can't know how old that is: anchors
+        change = watch.get(5)
+        assert change is not None and (change.value, change.kind) == (3, "set")
+        entry = first.entry("k")
+        assert entry is not None and entry.revision == change.revision
+        assert first.compare_and_set("k", 4, change.revision) and first.history("k") == [1, 2, 3, 4]
+        change = watch.get(5)
+        assert change is not None and change.value == 4
+    ops: list[str] = []
+    tail, sink = opened(first._open_keyspace().engine, f"{prefix}.k")
+    for message in sink.messages:
+        ops.append(str(message.headers.get("__mqkv_op__", "set")))
+    tail.close()
+    assert ops == ["set", "incr", *["state"] * ops.count("state"), "incr", "compare_and_set"] and 1 <= ops.count("state") <= 2
+    assert first.keys() == ["k"]
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+@pytest.mark.parametrize("count", [False, True], ids=["touched", "counted"])
+def test_a_file_that_drops_what_is_too_old_keeps_what_a_key_rests_on(
+    make: Any, prefix: str, monkeypatch: pytest.MonkeyPatch, count: bool
+) -> None:
+    """Two hundred a second for fifteen seconds, and a ttl of one."""
+    first, now = make(), [time.time(), time.monotonic()]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[1])
+    first.set("k", 0, ttl=1)
+    for number in range(3_000):
+        now[0], now[1] = now[0] + 0.005, now[1] + 0.005
+        if count:
+            assert first.incr("k") == number + 1
+        else:
+            assert first.touch("k", 1)
+    engine = first._open_keyspace().engine
+    assert engine._with(lambda base: base.trimmed(base.find(f"{prefix}.k")[0]), 5) > 1_000  # type: ignore[attr-defined]
+    late = make()
+    assert late.get("k") == (3_000 if count else 0) and not late.add("k", "never", ttl=1)
+    assert make().incr("k") == (3_001 if count else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.rabbitmq_only("its segments can be made small")
+def test_a_broker_that_drops_what_is_too_old_keeps_what_a_key_rests_on(own_broker: Any, prefix: str) -> None:
+    own_broker.ctl("set_policy", "small", "^t-", '{"stream-max-segment-size-bytes": 10000}', "--apply-to", "queues")
+    with mqkv.Store(own_broker.url, prefix=prefix, read_timeout=5) as first:
+        first.set("touched", "here", ttl=1)
+        first.set("counted", 0, ttl=1)
+        begin, number = time.monotonic(), 0
+        while number < 600 or time.monotonic() - begin < 4:
+            number += 1
+            assert first.touch("touched", 1) and first.touch("counted", 1) and first.incr("counted") == number
+            if number % 150 == 0:
+                with mqkv.Store(f"{own_broker.url}?heartbeat=30", prefix=prefix, read_timeout=5) as late:
+                    assert late.get("touched") == "here" and late.get("counted") >= number
+                    assert not late.add("touched", "never", ttl=1)
+        tail, sink = opened(first._open_keyspace().engine, f"{prefix}.counted")
+        tail.close()
+        assert sink.beheaded, "nothing was dropped"
+        first.purge()

@@ -35,16 +35,12 @@ class LogClock:
     __slots__ = ("_count", "_firsts", "_grown", "_last", "_last_ms", "apart", "ticks")
 
     def __init__(self) -> None:
-        self.begin_again()
+        self.ticks = 0
         #: Writers that are known to have a clock apart from others', and by how many milliseconds it is ahead. Nothing that the
         #: fold decides depends on it.
         self.apart: dict[str, int] = {}
         self._last = ""
         self._last_ms = 0
-
-    def begin_again(self) -> None:
-        """Go back to 0."""
-        self.ticks = 0
         self._firsts: dict[str, int] = {}
         self._grown: str | None = None
         self._count = 0

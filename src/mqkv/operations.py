@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mqkv import number
+from mqkv.anchor import told_by
 from mqkv.codecs import JSON
 from mqkv.locks import break_lease, lock, renew, unlock
 from mqkv.record import Record
@@ -30,7 +31,6 @@ _CLEAR = Outcome("clear")
 
 def _set(state: State, offset: int, record: Record) -> Outcome:
     found = state.live(record.key, record) is not None
-    state.begin_again(record)
     _, key, body, content_type, content_encoding, expires_ms, written_ms, *_ = record
     state.put(key, Cell(body, content_type, content_encoding, offset, expires_ms, written_ms))
     return _SET_OVER if found else _SET_NEW
@@ -38,7 +38,6 @@ def _set(state: State, offset: int, record: Record) -> Outcome:
 
 def _delete(state: State, offset: int, record: Record) -> Outcome:
     found = state.live(record.key, record) is not None
-    state.begin_again(record)
     state.cells.pop(record.key, None)
     return _DELETE if found else _DELETE_NONE
 
@@ -171,6 +170,11 @@ def _settings(state: State, offset: int, record: Record) -> Outcome:
     return _SYNC
 
 
+def _state(state: State, offset: int, record: Record) -> Outcome | None:
+    """What the key was after an earlier record: news only to who did not read that far back."""
+    return None if told_by(record) is None else _SYNC
+
+
 def _sync(state: State, offset: int, record: Record) -> Outcome:
     return _SYNC
 
@@ -192,5 +196,6 @@ OPERATIONS: dict[str, Operation] = {
     "renew": renew,
     "break": break_lease,
     "settings": _settings,
+    "state": _state,
     "sync": _sync,
 }

@@ -49,7 +49,7 @@ ARG = "__mqkv_arg_"
 VERSION = "__mqkv_version__"
 
 _LATEST_MS = 2**53
-_VALUED = ("add", "compare_and_set")
+_VALUED = ("add", "compare_and_set", "state")
 _BATCHES = ("set_many", "delete_many", "renew")
 _NOT_ITS_TYPE = "the body is not what its content type says"
 _NO_ARGS: Mapping[str, HeaderValue] = {}

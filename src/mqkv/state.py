@@ -70,8 +70,8 @@ class Outcome(NamedTuple):
 class State:
     """A table: the fold of the records so far. Not thread-safe.
 
-    ``single``: of a stream that holds one key. There a plain set or delete makes all that came before it matter no more, the
-    log clock included, so that a fold may begin at one.
+    ``single``: of a stream that holds one key. There a fold may begin at a plain set or delete, so nothing that it decides may
+    depend on what came before: the log clock drops nothing (it would be one value).
     """
 
     def __init__(self, *, single: bool = False) -> None:
@@ -95,7 +95,7 @@ class State:
         expires_ms, written_ms = cell.expires_ms, cell.written_ms
         if expires_ms is None:
             self.cells[key] = cell
-        elif written_ms is None:  # how long it lives is not told
+        elif written_ms is None or self.single:  # how long it lives is not told; or it is the only one, wherever the fold began
             self.keep(key, cell)
         else:
             self.keep(key, cell._replace(ends_at=self.clock.ends_at(expires_ms - written_ms)))
@@ -113,14 +113,6 @@ class State:
         cells = self.cells.items()
         self._expiries = [(_end(cell), key, cell.revision) for key, cell in cells if cell.expires_ms is not None]
         heapq.heapify(self._expiries)
-
-    def begin_again(self, record: Record) -> None:
-        """In the stream of one key: what came before this record, which sets or deletes it, matters no more."""
-        if self.single and not record.retry:
-            self.clock.begin_again()
-            self._expiries.clear()
-            if record.id is not None and record.written_ms is not None:
-                self.clock.hear(record.id, record.written_ms)
 
     def drop_ended(self) -> None:
         """Drop what is gone for everybody by the log clock."""

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from mqkv.anchor import Anchor, told_by
 from mqkv.codecs import BoundCodec
 from mqkv.errors import Error, LogTruncated, StreamMissing, UpgradeRequired
 from mqkv.fold import Cell, Lock, Outcome, State, fold
 from mqkv.hearing import Hearing, LockListener
 from mqkv.logfmt import Log
+from mqkv.middle import Middle
 from mqkv.record import Record, Unreadable, parse
 from mqkv.streams.base import Delivery, Message, Promise, Tail
 from mqkv.view import Shown, View
@@ -56,6 +58,12 @@ class Table(View):
         self._from_first = whole
         #: Whether the log that it is folded from has lost its beginning.
         self.beheaded = False
+        self._middle = Middle()
+        #: Whether what comes was written just now; set by who has seen that it is loaded.
+        self.live = False
+        #: Since when there is a record that a fold may begin at, by ``time.monotonic``; None: not known.
+        self.rests_since: float | None = None
+        self._anchored: tuple[int, float | None] | None = None  #: the last anchor: where, and since when
         #: The offset of the first record that it could not judge; it tells nothing from there on.
         self.doubted_at: int | None = None
         #: Called, by the thread that delivers, when subscribers wait for a judgement.
@@ -198,6 +206,7 @@ class Table(View):
                 self._fail(lost(self.stream, "purge the keyspace to start anew"))
             else:
                 self.beheaded, self.whole, self.determined, self.doubted_at = True, False, False, 0
+                self._middle = Middle()
 
     def interrupted(self, since: float | None = None) -> None:
         if self.out_of_touch_since is None:
@@ -221,6 +230,7 @@ class Table(View):
             self.position = -1
             self.whole = self.determined = self._from_first
             self.beheaded, self.doubted_at = False, None
+            self.live, self.rests_since, self._anchored = False, None, None
             self._hearing.forget()
             self.rebuilding = True
             if self.key is None:
@@ -243,9 +253,9 @@ class Table(View):
     # Under the lock
 
     def _fold(self, offset: int, record: Record) -> None:
-        state, id = self.state, record.id
         if not self.whole:
             self._judge(offset, record)
+        state, id = self.state, record.id
         outcome = fold(state, offset, record)
         if state.removed:  # a malformed record moves the log clock, too
             self._forget_removed()
@@ -253,6 +263,8 @@ class Table(View):
             if id is None or not record.retry:
                 self._skip(offset, "a repeat, malformed, or of an unknown operation")
             return
+        if self.key is not None:
+            self._note_rest(offset, record)
         if id in self._awaited and self.determined:
             self._awaited[id] = outcome
         kind, key = outcome.kind, record.key
@@ -284,13 +296,51 @@ class Table(View):
         record comes that may be the second copy of one that stands before."""
         if self.position < 0 or (self.beheaded and not self.determined):
             self.determined = not record.retry and record.op in ("set", "delete")
-            if self.beheaded and self.determined:
-                self.doubted_at = None
+            if self.beheaded:
+                self._begin(offset, record)
         elif record.retry and self.determined and not self.state.knows(record.id):
             self.determined, self.doubted_at = False, offset
+            self._middle = Middle()
+            self._middle.read(offset, record)
             self._hide_all()
             if self._subscribers and self.on_doubt is not None:
                 self.on_doubt()
+
+    def _begin(self, offset: int, record: Record) -> None:
+        """Where the beginning is gone: begin here, if the state is known here."""
+        state = None if self.determined else self._middle.read(offset, record)
+        if state is not None:
+            self.state, self.determined = state, True
+            for id, outcome in self._middle.replay(state):
+                if id in self._awaited:
+                    self._awaited[id] = outcome
+        if self.determined:
+            self._middle, self.doubted_at = Middle(), None
+        if state is not None:
+            self._show(record.key)
+            cell = state.cells.get(record.key)
+            if cell is not None:
+                self._tell("set", record.key, cell, cell.revision, cell.written_ms)
+
+    def _note_rest(self, offset: int, record: Record) -> None:
+        """A fold may begin at a plain set or delete; at an anchor that names the offset before its own; and at another once a
+        further one names it, or a later record."""
+        if record.op in ("set", "delete") and not record.retry:
+            self._anchored = None
+            self.rests_since = time.monotonic() if self.live or record.id in self._awaited else None
+        elif record.op == "state" and not record.retry:
+            anchored, told = self._anchored, told_by(record)
+            self._anchored = offset, time.monotonic() if self.live or record.id in self._awaited else None
+            if told is not None and told.after == offset - 1:
+                self.rests_since = self._anchored[1]
+            elif told is not None and anchored is not None and told.after >= anchored[0]:
+                self.rests_since = anchored[1]
+
+    def place(self) -> Anchor | None:
+        """What an anchor would tell now; None where nothing is known, or nothing has been."""
+        with self._lock:
+            known = self.determined and self.position >= 0 and self.key is not None
+            return Anchor(self.position, self.state.cells.get(self.key or "")) if known else None
 
     def _reach(self) -> None:
         waiting, self._reaching = self._reaching, []

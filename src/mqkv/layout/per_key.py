@@ -15,10 +15,11 @@ from collections.abc import Container, Iterable, Sequence
 from mqkv.batch import of_sets, pack
 from mqkv.check import RESERVED, queue_name
 from mqkv.codecs import DEFAULT, BoundCodec
-from mqkv.errors import Closed, Error, OutcomeUnknown, Stale, StreamMissing
+from mqkv.errors import Closed, Error, LogTruncated, OutcomeUnknown, Stale, StreamMissing
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.inbox import Inbox
+from mqkv.layout.anchors import PLAIN, anchored, max_age_in, told_of
 from mqkv.layout.base import Options, answered, before, loaded, reached, rebuilt
 from mqkv.layout.followed import FollowedKeys, windows
 from mqkv.layout.patterns import Arrivals
@@ -99,6 +100,8 @@ class PerKeyKeyspace(FollowedKeys):
             table: Table | None = None
             try:
                 table = await self._writable(record, max_age, deadline, confirm=confirm, create=create)
+                if record.op not in PLAIN:
+                    await self._anchored(table, record.key, deadline)
                 offset, outcome = await self.write_to(table, record, deadline, confirm=confirm, shared=False)
                 if outcome is None and confirm and record.op != "set":
                     outcome = await self._outcome(record, offset, deadline)
@@ -304,6 +307,14 @@ class PerKeyKeyspace(FollowedKeys):
         # A table from the stream's first record on decides rightly while it still loads.
         return await self._complete(key, table, deadline) if confirm and record.op != "set" and not table.whole else table
 
+    async def _anchored(self, table: Table, key: str, deadline: Deadline) -> None:
+        """Have what a key's value rests on outlive its stream's max-age."""
+        with contextlib.suppress(LogTruncated):  # of the directory: then it is not known, as where another policy is at work
+            listed = self._directory.peek(key) or await self._directory.read(key, deadline)
+            max_age = None if listed is None else max_age_in(listed.body)
+            if max_age is not None:
+                await anchored(self, table, max_age, deadline)
+
     async def _outcome(self, record: Record, offset: int, deadline: Deadline) -> Outcome | None:
         """What a record of ours did that stands in the log, by all that stands before it."""
         assert record.id is not None
@@ -323,15 +334,21 @@ class PerKeyKeyspace(FollowedKeys):
             await answered(promise, deadline, self.stream(key))
             deadline.renew()
             self.log.debug("declare", key=key, stream=self.stream(key), max_age=max_age)
-        await self._list(keys, deadline, made=True)
+        await self._list(keys, deadline, made=True, max_age=max_age)
         # From the first record on, whatever another process writes meanwhile. There may be none: nothing to wait for.
         return await self._attach_all(keys, deadline, Start.FIRST)
 
-    async def _list(self, keys: Sequence[str], deadline: Deadline, *, made: bool = False) -> None:
+    async def _list(self, keys: Sequence[str], deadline: Deadline, *, made: bool = False, max_age: int | None = None) -> None:
         """Have keys in the directory: before they have a value, and after they have a stream. One whose stream was ``made`` is
-        told there in any case: who followed an earlier one waits for that."""
-        ready, cells = ({}, {}) if made else await self._directory.read_many(keys, deadline)
-        new = [(key, b"", None) for key in keys if key not in ready and key not in cells]
+        told there in any case, with its ``max_age``: who followed an earlier one waits for that. (Of two who make one at once,
+        the shorter age counts: it costs the most, and loses nothing.)"""
+        ready, cells = await self._directory.read_many(keys, deadline)
+        told = {key: str(value).encode() for key, (value, _) in ready.items()} | {key: cell.body for key, cell in cells.items()}
+        ages = {key: max_age_in(body) for key, body in told.items()}
+        new = []
+        for key in keys:
+            if made or key not in told:
+                new.append((key, told_of(min((age for age in (ages.get(key), max_age) if age is not None), default=None)), None))
         if new:
             batch, now = of_sets(new), time_ms(self.options.clock())
             record = Record("set_many", "", pack(batch), written_ms=now, id=new_id(), batch=batch)
