@@ -403,9 +403,13 @@ async def loaded(table: Table, deadline: Deadline) -> Table:
 
 
 async def rebuilt(table: Table, deadline: Deadline) -> None:
-    """Wait while a table is being built anew (its log was rewritten)."""
-    if not await wait(table.rebuilt, deadline.left):
-        raise deadline.late(f"the table of stream {table.stream} is being rebuilt: try again")
+    """Wait while a table is being built anew (its log was rewritten): a load, too."""
+    position, stall = table.position, max(deadline.timeout, STALL)
+    while not await wait(table.rebuilt, stall):
+        if table.position == position:
+            raise deadline.late(f"the table of stream {table.stream} is being rebuilt, without progress for {stall:g} s")
+        position = table.position
+    deadline.renew()
 
 
 async def reached(table: Table, offset: int, deadline: Deadline) -> None:

@@ -39,7 +39,7 @@ class Seen:
 
     def note(self, stream: str, offset: int) -> None:
         """This was given out."""
-        if self.cluster and offset >= self._newest.get(stream, -1):
+        if self.cluster and offset >= self._newest.get(stream, 0):
             self._newest[stream] = offset
             self._newest.move_to_end(stream)
             self._behind.pop(stream, None)
