@@ -182,6 +182,8 @@ def test_what_stands_in_the_url_is_sent_there(settings: Any) -> None:
     options = {"heartbeat": 30, "cafile": "/etc/ca.pem", "PASSWORD": "sesame"}
     settings.CACHES = {"default": built({"OPTIONS": options})}
     told = messages()["mqkv.E002"]
+    settings.CACHES = {"default": built({"OPTIONS": {"TIMEOUT": 60}})}
+    assert "beside OPTIONS: 'TIMEOUT'" in messages()["mqkv.E002"][0]
     assert "?heartbeat=" in told[0] and "?cafile=" in told[1] and "amqp://user:password@host" in told[2]
     assert all("LOCATION" in text for text in told) and "sesame" not in str(told)
 

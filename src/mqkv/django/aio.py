@@ -68,28 +68,26 @@ class AsyncMethods:
     async def _ado(self, dropped: Any, verb: str, *arguments: Any, **options: Any) -> Any:
         """Call the store; ``dropped`` where that fails and failures are ignored."""
         call = getattr(self._shared.async_store, verb)
-        try:
-            if not self._ignore:
+        if not self._ignore:
+            try:
                 return await call(*arguments, **options)
-            return await self._attempt(dropped, verb not in _READS, call(*arguments, **options))
-        except mqkv.Error as error:
-            self._fail(error)
-
-    async def _attempt(self, dropped: Any, writing: bool, call: Coroutine[Any, Any, Any]) -> Any:
-        outage = self._shared.outage
-        if outage.resting(writing=writing):
-            call.close()
+            except mqkv.Error as error:
+                self._fail(error)
+        outage, writing = self._shared.outage, verb not in _READS
+        away = outage.on
+        if away and outage.resting(writing=writing):
             return dropped
         begun = time.monotonic()
         try:
-            result = await call
+            result = await call(*arguments, **options)
         except mqkv.Error as error:
-            if not is_outage(error):
-                outage.worked(writing=writing)
-                raise
-            outage.failed(error, begun, writing=writing)
-            return dropped
-        outage.worked(writing=writing)
+            if is_outage(error):
+                outage.failed(error, begun, writing=writing)
+                return dropped
+            outage.worked(writing=writing)
+            self._fail(error)
+        if away:
+            outage.worked(writing=writing)
         return result
 
     @mirror

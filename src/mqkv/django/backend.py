@@ -61,19 +61,17 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         problems = examine_params(params)
         problems += reading.problems
         options = reading.options
-        self._location, self._options = location, options
+        self._url, self._options = "memory://", options
         self._ignore = options.get("ignore_exceptions", False)
         self._reverse_key = params.get("REVERSE_KEY_FUNCTION", options.get("reverse_key_function"))
         if self._reverse_key is not None and not callable(self._reverse_key):
             with problems.gathered():
                 self._reverse_key = import_option("REVERSE_KEY_FUNCTION", self._reverse_key)
-        somewhere: Any = "memory://"
         with problems.gathered():
-            read_location(location)
-            somewhere = location
+            self._url = read_location(location)
         if problems:
             with problems.gathered():  # what else is there to say
-                try_out(store_config(somewhere, options, "default", None))
+                try_out(store_config(self._url, options, "default", None))
             problems.tell()
         super().__init__({**params, "OPTIONS": {}})
         self._top_max_entries = int(params["max_entries"]) if "max_entries" in params else None
@@ -101,7 +99,7 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         return self._open((twins or self._aliases or ["default"])[0])
 
     def _open(self, alias: str) -> Shared:
-        return shared(store_config(self._location, self._options, alias, self._top_max_entries))
+        return shared(store_config(self._url, self._options, alias, self._top_max_entries))
 
     @functools.cached_property
     def _store(self) -> mqkv.Store:

@@ -118,7 +118,7 @@ def check_keyspaces(app_configs: Any = None, **kwargs: Any) -> list[checks.Check
         params = _params(entry)
         options = examine_options(params).options
         try:
-            config = store_config(entry.get("LOCATION", ""), options, alias, None)
+            config = store_config(read_location(entry.get("LOCATION", "")), options, alias, None)
         except InvalidCacheOption:
             continue  # told of already
         where = (config.url, config.prefix, config.name, config.layout)

@@ -187,9 +187,8 @@ def read_secrets() -> tuple[bytes, ...]:
     return tuple(secret if isinstance(secret, bytes) else str(secret).encode() for secret in given if secret)
 
 
-def store_config(location: Any, options: Mapping[str, Any], alias: str, max_entries: int | None) -> StoreConfig:
+def store_config(url: str, options: Mapping[str, Any], alias: str, max_entries: int | None) -> StoreConfig:
     """What the store of a cache is made from."""
-    url = read_location(location)
     if url.startswith("amqp") and "connect_timeout=" not in url:
         connect = options.get("socket_connect_timeout") or WEB_TIMEOUT
         url += f"{'&' if '?' in url else '?'}connect_timeout={connect:g}"
@@ -200,12 +199,13 @@ def store_config(location: Any, options: Mapping[str, Any], alias: str, max_entr
     for name in ("read_timeout", "write_timeout", "confirm", "max_staleness"):
         if name in options:
             chosen[name] = options[name]
+    project = project_name()
     return StoreConfig(
         url=url,
-        name=options.get("name") or f"django.{project_name()}.{alias}",
+        name=options.get("name") or f"django.{project}.{alias}",
         prefix=options.get("prefix", "mqkv"),
         layout=options.get("layout", "shared"),
-        maker=f"django:{project_name()}"[:100],
+        maker=f"django:{project}"[:100],
         secrets=read_secrets() if options.get("signed", True) else (),
         serializer=_hashable(options.get("serializer", "pickle")),
         compressor=_hashable(options.get("compressor")),

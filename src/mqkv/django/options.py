@@ -130,7 +130,7 @@ FOREIGN = frozenset(
         *("encoding", "encoding_errors", "protocol", "client_name", "lib_name", "lib_version", "driver_info"),
         *("socket_keepalive", "socket_keepalive_options", "socket_type", "socket_read_size", "command_packer"),
         *("single_connection_client", "auto_close_connection_pool", "redis_connect_func", "credential_provider"),
-        *("cache", "cache_config", "event_dispatcher", "timeout"),
+        *("cache", "cache_config", "event_dispatcher"),
     )
 )
 
@@ -173,6 +173,8 @@ def examine_options(params: Mapping[str, Any]) -> Reading:
 
 
 def _unknown(setting: str, low: str) -> Problem:
+    if low in ("timeout", "key_prefix", "version", "key_function"):
+        return Problem(setting, "it is Django's, and no option", f"Write it beside OPTIONS: {low.upper()!r}: ...")
     where = _OF_THE_URL.get(low)
     if where is not None:
         example = where if "//" in where else f"amqp://user:password@host/vhost?{where}"
