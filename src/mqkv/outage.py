@@ -51,15 +51,11 @@ class Outage:
         self._logger = logger
         self._on_end = on_end
         self._now = monotonic
+        self.on = False  #: whether there is an outage
         self._reads: float | None = None  #: until when reads rest; None while all is well
         self._writes: float | None = None
         self._began: dict[str, float] = {}  #: empty while all is well; a dict, since one thread takes out what one has put in
         self._spared = 0
-
-    @property
-    def on(self) -> bool:
-        """Whether there is an outage."""
-        return self._reads is not None or self._writes is not None
 
     def resting(self, *, writing: bool) -> bool:
         """Whether to go on without the broker. Who is told False finds out, and says so by ``failed`` or ``worked``."""
@@ -83,6 +79,7 @@ class Outage:
         self._reads = until
         if writing:
             self._writes = until
+        self.on = True
         if not self._began and self._began.setdefault("at", begun) is begun:
             self._logger.warning("%s", line("outage", status="began", error=type(error).__name__, reason=error))
 
@@ -135,6 +132,7 @@ class Outage:
         return result
 
     def _end(self) -> None:
+        self.on = self._reads is not None or self._writes is not None
         began = None if self.on else self._began.pop("at", None)
         if began is not None:
             self._on_end()

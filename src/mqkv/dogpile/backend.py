@@ -92,11 +92,10 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
         name = self._key(key)
         if self._outage.on:
             return self._recall(name, self._outage.call(_DROPPED, self._store.get, name, NO_VALUE, writing=False))
-        begun = time.monotonic()
         try:
             return self._store.get(name, NO_VALUE)
         except Error as error:
-            self._note(error, begun)
+            self._note(error)
             return self._recall(name, _DROPPED)
 
     def get_serialized_multi(self, keys: Iterable[str]) -> Sequence[Any]:
@@ -175,10 +174,11 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
         else:
             verb(*arguments)
 
-    def _note(self, error: Error, begun: float) -> None:
+    def _note(self, error: Error) -> None:
         if not self._options.ignore_exceptions or not is_outage(error):
             raise error
-        self._outage.failed(error, begun, writing=False)
+        # It may have taken all its time; no look at the clock is worth it for a read.
+        self._outage.failed(error, time.monotonic() - self._options.store["read_timeout"], writing=False)
 
     def _recall(self, name: str, found: Any) -> Any:
         """What there is of a key while the broker is away: what was created meanwhile, or what memory knows, unless that is too
