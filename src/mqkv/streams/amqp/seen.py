@@ -7,16 +7,19 @@ nothing tells the two apart for ``LAG`` seconds, the log counts as rewritten. Wh
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
-from mqkv.streams.base import Message
+from mqkv.streams.base import Delivery, Message
 
 if TYPE_CHECKING:
     from mqkv.streams.amqp.session import Session
 
 #: A replica that is behind for so many seconds is taken for a log that was rewritten.
 LAG = 60.0
+#: Messages that a tail remembers.
+RECENT = 256
 #: Streams of which is known what was read, beyond those that have a tail.
 STREAMS = 65_536
 
@@ -63,6 +66,30 @@ class Seen:
         return False
 
 
-def mark(message: Message) -> object:
+class Recent:
+    """The newest messages that a tail was given: what stood where. It tells a replica that is behind from another log."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, object]] = deque(maxlen=RECENT)
+
+    def add(self, batch: Sequence[Delivery]) -> None:
+        self._marks.extend((offset, _mark(message)) for offset, message in batch[-RECENT:])
+
+    def clear(self) -> None:
+        self._marks.clear()
+
+    def differs(self, batch: Sequence[Delivery], position: int, awaited: Container[str | None]) -> bool:
+        """Whether a message of these, before ``position``, is not what stood there. One that is still awaited can't have stood
+        there: it would have been delivered."""
+        if batch[0][0] >= position:
+            return False
+        stood = dict(self._marks)
+        return any(
+            offset < position and (stood.get(offset, _mark(message)) != _mark(message) or message.id in awaited)
+            for offset, message in batch
+        )
+
+
+def _mark(message: Message) -> object:
     """What tells a message from another one at the same place."""
     return message.id if message.id is not None else hash(message.body)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 from mqkv.errors import Closed, ConnectionFailed, Error, StreamDamaged, StreamMissing
@@ -27,7 +26,7 @@ from mqkv.streams.amqp.lookout import Lookout
 from mqkv.streams.amqp.publisher import Append, Publisher
 from mqkv.streams.amqp.questions import STRIKES
 from mqkv.streams.amqp.reads import last_offset, newest, probe
-from mqkv.streams.amqp.seen import LAG, mark
+from mqkv.streams.amqp.seen import LAG, Recent
 from mqkv.streams.amqp.session import Channel, Session
 from mqkv.streams.amqp.tasks import Future, spawn
 from mqkv.streams.base import Delivery, Message, Promise, Sink, Start, Tail
@@ -41,8 +40,6 @@ EMPTY_AFTER = 0.5
 LONGEST_PAUSE = 1.0
 #: A tail whose channel alone was lost is out of touch when it has not caught up again within so many seconds.
 REATTACH = 0.25
-#: Messages that are remembered, to tell a replica that is behind from a log that was rewritten.
-RECENT = 256
 #: Barriers without a message before them, after which the broker is asked what the newest is.
 DOUBT = 20
 
@@ -72,7 +69,7 @@ class AmqpTail(Tail):
         self.tip: Message | None = None  #: the message at ``position``
         self._verify = False
         self._behind_since: float | None = None  # when its position was found to lie past the end
-        self._recent: deque[tuple[int, object]] = deque(maxlen=RECENT)  # offsets and marks of the newest messages, in a cluster
+        self._recent = Recent()  # in a cluster
         self._cancelled = False  # by the broker, and not caught up since
         self._out_of_touch = False
         self._session: Session | None = None
@@ -216,7 +213,7 @@ class AmqpTail(Tail):
 
     def believe(self) -> None:
         """The broker speaks again: see that nothing is missing."""
-        if self._out_of_touch and not self.live and self.feed is not None:
+        if self._out_of_touch and not self.live and self.feed is not None and not self._verify:
             spawn(self._rejoin(self.epoch))
 
     async def _rejoin(self, epoch: int) -> None:
@@ -425,7 +422,7 @@ class AmqpTail(Tail):
         if begins and session is not None and batch[0][0] > session.dialect.first_offset:
             self._tell(self._sink.truncated)
         if self.stream.seen.cluster:
-            self._recent.extend((offset, mark(message)) for offset, message in batch[-RECENT:])
+            self._recent.add(batch)
         if not self.closed:
             try:
                 self._sink.deliver(batch)
@@ -452,7 +449,7 @@ class AmqpTail(Tail):
         """What is new of a batch; after a loss, compare the message that was delivered last."""
         if not self._verify:
             return [each for each in batch if each[0] > self.position]
-        if self._differs(batch):
+        if self._recent.differs(batch, self.position, self.waiting):
             self._restart()
             return []
         batch = [each for each in batch if each[0] >= self.position]
@@ -464,17 +461,6 @@ class AmqpTail(Tail):
             return batch[1:]
         self._restart()
         return []
-
-    def _differs(self, batch: list[Delivery]) -> bool:
-        """Whether any of these, which stand before our position, is not what stood there. An append that is waited for can't have
-        stood there: it would have been settled."""
-        if batch[0][0] >= self.position:
-            return False
-        stood = dict(self._recent)
-        return any(
-            offset < self.position and (stood.get(offset, mark(message)) != mark(message) or message.id in self.waiting)
-            for offset, message in batch
-        )
 
     def _restart(self) -> None:
         """The log is not the one that was read."""
