@@ -195,6 +195,16 @@ def test_a_broker_that_goes_and_comes_back(settings: Any, own_broker: Any) -> No
     assert cache.get("k") == [4] and mqkv.django.health().ok
 
 
+@pytest.mark.parametrize("limit", [None, 0, 60])
+def test_memory_answers_while_the_broker_is_left_alone(memory_entry: Any, settings: Any, limit: float | None) -> None:
+    settings.CACHES = {"default": memory_entry(OPTIONS={"IGNORE_EXCEPTIONS": True, "max_staleness": limit})}
+    cache = caches["default"]
+    cache.set("k", 1)
+    cache._shared.outage.failed(mqkv.WriteTimeout("it takes no writes"), time.monotonic(), writing=True)
+    assert cache.get("k") == 1 and cache.get_many(["k"]) == {"k": 1} and asyncio.run(cache.aget("k")) == 1
+    assert cache.set("k", 2) is False and cache.get("k") == 1
+
+
 def test_a_broker_that_answers_nothing(settings: Any) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -152,8 +152,11 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
             self._fail(error)
 
     def _recall(self, key: str, default: Any) -> Any:
-        """What memory knows, whatever the broker would say; nothing, where it may be too old."""
-        return default if self._options.get("max_staleness") is not None else self._store.peek(key, default)
+        """What memory knows, whatever the broker would say; nothing, where it is too old."""
+        limit = self._options.get("max_staleness")
+        if limit is not None and self._shared.staleness() > limit:
+            return default
+        return self._store.peek(key, default)
 
     def _recall_many(self, keys: Iterable[str]) -> dict[str, Any]:
         found = ((key, self._recall(key, _ABSENT)) for key in keys)

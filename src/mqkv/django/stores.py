@@ -46,8 +46,12 @@ class Shared:
                     self._async_store = _open(mqkv.AsyncStore, self.config, self.config.url, self.codec)
         return self._async_store
 
+    def staleness(self) -> float:
+        """For how many seconds memory has been out of touch with the broker."""
+        return float(str(self.store.stats().get("staleness", 0.0)))
+
     def _in_touch(self) -> bool:
-        return self.store.stats().get("staleness") == 0
+        return self.staleness() == 0
 
     def close(self) -> None:
         self.store.close()
