@@ -355,7 +355,7 @@ class SharedKeyspace(Keyspace):
     def _drop(self) -> None:
         with self._serving:
             table, self._table = self._table, None
-            self.cells = NOTHING
+            self._markers, self.cells = None, NOTHING
         if table is not None:
             retire(table, f"stream {self.stream} was deleted")
 
