@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -121,3 +122,24 @@ def test_a_broker_that_is_silent_leaves_no_lock_behind(own_broker: Any, prefix: 
             with other.lock(name, timeout=15):
                 pass
         other.purge()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loaded", [True, False], ids=["with a table", "at first use"])
+def test_a_timeout_bounds_the_wait_for_a_silent_broker(own_broker: Any, prefix: str, layout: Any, loaded: bool) -> None:
+    with mqkv.Store(own_broker.url, prefix=prefix, layout=layout, read_timeout=10) as store:
+        store.set("k", 1)
+        if loaded:
+            store.lock("jobs").locked()
+            with store.lock("jobs"):
+                pass
+        own_broker.stop()
+        try:
+            began = time.monotonic()
+            with pytest.raises((mqkv.OutcomeUnknown, mqkv.WriteTimeout)):
+                store.lock("jobs").acquire(0.3)
+            assert time.monotonic() - began < 0.3 + 1.3
+        finally:
+            own_broker.cont()
+        assert store.lock("jobs").acquire(15)
+        store.purge()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from mqkv.fold import Lock
@@ -93,9 +93,8 @@ class Hearing:
             self._memory.forget(silence.owner, silence.renewed)
         self._silences.clear()
 
-    def listen(self, name: str, listener: LockListener, locks: Mapping[str, Lock]) -> None:
+    def listen(self, name: str, listener: LockListener) -> None:
         self._listeners.setdefault(name, []).append(listener)
-        self._tell(name, (listener,), locks)
 
     def unlisten(self, name: str, listener: LockListener) -> None:
         left = [other for other in self._listeners.get(name, ()) if other != listener]
@@ -107,17 +106,14 @@ class Hearing:
     def tell(self, name: str, locks: Mapping[str, Lock]) -> None:
         listeners = self._listeners.get(name)
         if listeners:
-            self._tell(name, listeners, locks)
+            held = locks.get(name)
+            since = self.since(name, held)
+            for listener in listeners:
+                listener(held, since)
 
     def tell_all(self, locks: Mapping[str, Lock]) -> None:
         for name in list(self._listeners):
             self.tell(name, locks)
-
-    def _tell(self, name: str, listeners: Iterable[LockListener], locks: Mapping[str, Lock]) -> None:
-        held = locks.get(name)
-        since = self.since(name, held)
-        for listener in listeners:
-            listener(held, since)
 
 
 def witness(held: Lock, since: float, now: float) -> dict[str, HeaderValue]:

@@ -32,6 +32,7 @@ from mqkv.locks import renewal
 from mqkv.record import Record
 from mqkv.streams.base import HeaderValue, Promise
 from mqkv.table import Table
+from mqkv.view import Rebuilding
 from mqkv.waiting import Deadline, run, wait
 
 #: How much later than the one before it in the queue a waiter breaks a silent holder's lease, in seconds.
@@ -39,6 +40,9 @@ STAGGER = 0.25
 
 #: Seconds that a broker has at least for an answer, whatever a lock's timeout.
 LEAST = 0.5
+
+#: Seconds after which a waiter looks again that was not told how the lock stands, as its table is being rebuilt.
+UNTOLD = 60.0
 
 _OWN: Any = object()
 
@@ -109,7 +113,8 @@ class LockCore:
 
     async def _attempt(self, keyspace: Keyspace, holder: object, until: float | None) -> Lease | None:
         core = self._core
-        table = await keyspace.lock_table(core._reading())
+        patience = core._read_timeout if until is None else max(until - time.monotonic(), LEAST)
+        table = await keyspace.lock_table(Deadline(min(patience, core._read_timeout), WriteTimeout))
         if table is None:
             raise LockLost(f"lock {self._name!r} has no stream to be in")
         attempt = _Attempt(core, keyspace, table, self._name, self._ttl)
@@ -135,8 +140,13 @@ class LockCore:
         self._core._log.debug("lock", name=self._name, status="released")
 
     async def _locked(self) -> bool:
-        table = await self._core._open_keyspace().lock_table(self._core._reading(), declare=False)
-        return table is not None and table.lock_state(self._name) is not None
+        keyspace, deadline = self._core._open_keyspace(), self._core._reading()
+        while True:
+            table = await keyspace.lock_table(deadline, declare=False)
+            try:
+                return table is not None and table.lock_state(self._name) is not None
+            except Rebuilding:  # since just now: that is waited for
+                continue
 
     async def _enter(self, holder: object) -> None:
         if not await self._acquire(_OWN, holder):
@@ -230,7 +240,7 @@ class _Attempt:
             self._check_open()
             now = time.monotonic()
             held, silent_since = self._heard
-            patience = 0.0 if held is None else silent_since + _ttl(held) + self._position(held) * STAGGER - now
+            patience = UNTOLD if held is None else silent_since + _ttl(held) + self._position(held) * STAGGER - now
             left = patience if until is None else min(patience, until - now)
             if left > 0 and not await wait(self._granted, left):
                 continue
@@ -249,7 +259,8 @@ class _Attempt:
             if until is not None and time.monotonic() >= until:
                 await self._write("unlock", owner=self.owner, **self._silence())
                 return None
-            await self._break_silent(self._position(held) if held is not None else 0)
+            if held is not None:
+                await self._break_silent(self._position(held))
 
     def _position(self, held: Held) -> int:
         for at, owner in enumerate(list(held.queue)):
@@ -298,10 +309,7 @@ class _Attempt:
         return Record(op, self._name, id=new_id(), args=args)
 
     async def _append(self, record: Record) -> tuple[int, Outcome]:
-        timeout = self._core._write_timeout
-        if self._until is not None:  # a broker that is silent must not hold us up for longer than was asked for
-            timeout = min(timeout, max(self._until - time.monotonic(), LEAST))
-        deadline = Deadline(timeout, WriteTimeout)
+        deadline = _answer(self._core, self._until)
         offset, outcome = await self._keyspace.write_to(self._table, record, deadline, confirm=True, shared=True)
         return offset, Outcome("lock", done=False) if outcome is None else outcome
 
@@ -341,6 +349,12 @@ def _checked(timeout: object) -> float | None:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout < math.inf:
         raise InvalidOption(f"a lock's timeout is a number of seconds, 0 for not waiting, or None, not {timeout!r}")
     return float(timeout)
+
+
+def _answer(core: Core, until: float | None) -> Deadline:
+    """By when the broker must have answered: one that is silent holds nobody up for much longer than was asked for."""
+    timeout = core._write_timeout
+    return Deadline(timeout if until is None else min(timeout, max(until - time.monotonic(), LEAST)), WriteTimeout)
 
 
 def _ttl(held: Held) -> float:

@@ -101,19 +101,21 @@ class Table(View):
     def lock_state(self, name: str) -> Lock | None:
         """How a lock stands; None: it is free."""
         with self._lock:
+            self._check()
             return self.state.locks.get(name)
 
     def lock_heard(self, name: str) -> tuple[Lock | None, float]:
         """How a lock stands, and since when its holder is silent."""
         with self._lock:
-            held = self.state.locks.get(name)
-            return held, self._hearing.since(name, held)
+            return self._heard(name)
 
     def listen(self, name: str, listener: LockListener) -> None:
         """Tell ``listener`` how a lock stands, now and at every change; while the table is being rebuilt, not before the end.
         It must be quick, and must not call the table."""
         with self._lock:
-            self._hearing.listen(name, listener, self.state.locks)
+            self._hearing.listen(name, listener)
+            if not self.rebuilding:
+                listener(*self._heard(name))
 
     def unlisten(self, name: str, listener: LockListener) -> None:
         with self._lock:
@@ -252,6 +254,10 @@ class Table(View):
 
     # Under the lock
 
+    def _heard(self, name: str) -> tuple[Lock | None, float]:
+        held = self.state.locks.get(name)
+        return held, self._hearing.since(name, held)
+
     def _fold(self, offset: int, record: Record) -> None:
         if not self.whole:
             self._judge(offset, record)
@@ -285,7 +291,7 @@ class Table(View):
         elif kind == "lock":
             for name in outcome.keys or (key,):
                 self._hearing.note(name, state.locks.get(name))
-                if self.rebuilt.done():  # else what is folded is long past
+                if not self.rebuilding:  # else what is folded is long past
                     self._hearing.tell(name, state.locks)
         elif kind == "clear":
             self._hide_all()
