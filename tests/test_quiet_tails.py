@@ -30,7 +30,7 @@ def impatient_rabbitmq() -> Iterator[Broker]:
 
 def test_a_quiet_tail_acknowledges_in_time(impatient_rabbitmq: Broker, layout: Any, prefix: str) -> None:
     with (
-        mqkv.Store(impatient_rabbitmq.url, prefix=prefix, layout=layout, max_staleness=0) as store,
+        mqkv.Store(impatient_rabbitmq.url, prefix=prefix, layout=layout, max_staleness=5, read_timeout=10) as store,
         mqkv.Store(impatient_rabbitmq.url.replace("127.0.0.1", "localhost"), prefix=prefix, layout=layout) as other,
     ):
         other.set("k", 0)

@@ -10,6 +10,7 @@ It knows nothing of streams beyond consumer tags. Rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -89,18 +90,33 @@ class Connection(SelectConnection):  # type: ignore[misc]  # pika has no types
     def _adapter_emit_data(self, data: bytes) -> None:
         """Send at once what the socket takes. pika would wait for the loop to say that it can be written to: two more rounds of
         epoll for each publish, a tenth of what a confirmed one costs."""
-        transport: Any = getattr(self, "_transport", None)
-        if self.quick and type(transport).__name__ == PLAIN and transport._state == transport._STATE_ACTIVE:
-            sock, waiting = getattr(transport, "_sock", None), getattr(transport, "_tx_buffers", None)
-            if sock is not None and waiting is not None and not waiting:
-                try:
-                    sent = sock.send(data)
-                except OSError:  # full, or gone: pika finds out which
-                    sent = 0
-                if sent == len(data):
-                    return
-                data = data[sent:]
+        if self.clear():
+            try:
+                sent = self._transport._sock.send(data)
+            except OSError:  # full, or gone: pika finds out which
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
         super()._adapter_emit_data(data)
+
+    def tear(self) -> None:
+        """Nothing more goes out. For any thread."""
+        sock = getattr(getattr(self, "_transport", None), "_sock", None)
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def clear(self) -> bool:
+        """Whether the socket may be written to past pika: it is a plain one, and nothing waits for it."""
+        transport: Any = getattr(self, "_transport", None)
+        return (
+            self.quick
+            and type(transport).__name__ == PLAIN
+            and transport._state == transport._STATE_ACTIVE
+            and getattr(transport, "_sock", None) is not None
+            and not getattr(transport, "_tx_buffers", True)
+        )
 
     def _on_connection_workflow_done(self, outcome: Any) -> None:
         """pika reports a handshake that was aborted by an error's class, and trips over it itself."""

@@ -20,18 +20,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pika
-from pika.adapters.select_connection import IOLoop
 
 from mqkv.errors import Closed, ConnectionFailed
 from mqkv.logfmt import Log
 from mqkv.streams.amqp.failures import connect_error, dropped
 from mqkv.streams.amqp.frames import Connection
+from mqkv.streams.amqp.loop import Loop
 from mqkv.streams.amqp.session import Session
 from mqkv.streams.amqp.tasks import Future, spawn
 from mqkv.url import URL
+
+A = TypeVar("A")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
@@ -108,10 +110,11 @@ class Link:
         self._owner = owner
         self._log = log
         self._lock = threading.Lock()
-        self._loop: IOLoop | None = None
+        self._loop: Loop | None = None
         self._thread: threading.Thread | None = None
         self._calls: deque[Callable[[], None]] = deque()
         self._called = False
+        self._torn: BaseException | None = None  # what interrupted a thread that was sending on this connection
         # From here on for the I/O thread.
         self._connection: Connection | None = None
         self._leaving: set[Connection] = set()  # of no use any more, and not closed yet
@@ -130,28 +133,52 @@ class Link:
         """Run on the I/O thread, in the order of the calls. Many calls share one wake-up."""
         self._calls.append(function)
         if not self._called:
-            self._called = True
             loop = self._loop or self._start()
-            loop.add_callback_threadsafe(self._run_calls)
+            try:
+                self._called = True
+                loop.call(self._run_calls)
+            except BaseException:  # a signal's, say, before the loop was woken
+                loop.call(self._run_calls)
+                raise
+
+    def here(self, function: Callable[[A], bool], argument: A) -> bool:
+        """Whether it could be done at once, in this thread, in place of the I/O thread (see ``loop.py``)."""
+        loop = self._loop
+        if loop is None or self.closed or self._calls or self._torn is not None:
+            return False
+        try:
+            return loop.here(function, argument)
+        except BaseException as error:  # a signal's, say: a frame may have been sent in part, so nothing may follow it
+            self._torn = torn = error
+            connection = self._connection
+            if connection is not None:
+                connection.tear()
+            loop.call(lambda: self._on_lost(connection, torn))
+            raise
+
+    def wake(self) -> None:
+        """After ``here``: have the I/O thread look again what it waits for."""
+        if self._loop is not None:
+            self._loop.wake()
 
     def check(self) -> None:
         if self.closed:
             raise Closed("this engine was closed, or belongs to the parent of this process")
 
-    def _start(self) -> IOLoop:
+    def _start(self) -> Loop:
         with self._lock:
             self.check()
             if self._loop is None:
-                self._loop = IOLoop()
+                self._loop = Loop()
                 self._thread = threading.Thread(target=self._run, args=(self._loop,), name="mqkv-amqp", daemon=True)
                 self._thread.start()
             return self._loop
 
-    def _run(self, loop: IOLoop) -> None:
+    def _run(self, loop: Loop) -> None:
         try:
             while not self.closed:
                 try:
-                    loop.start()
+                    loop.run()
                 except Exception as error:  # noqa: BLE001 -- rule 4
                     _report(error)
                     self._on_lost(self._connection, error)
@@ -202,11 +229,11 @@ class Link:
                 return
             connection.add_on_close_callback(lambda *_: loop.stop())
             connection.add_on_open_error_callback(lambda *_: loop.stop(), remove_default=False)
-            loop.call_later(timeout, loop.stop)
+            loop.later(timeout, loop.stop)
             if not (connection.is_closed or connection.is_closing):
                 connection.close()
 
-        loop.add_callback_threadsafe(leave)
+        loop.call(leave)
         if thread is not threading.current_thread():
             thread.join(timeout + 1)
 
@@ -227,8 +254,7 @@ class Link:
         """Run after ``delay`` seconds; call what is returned to forget it."""
         loop = self._loop
         assert loop is not None
-        handle = loop.call_later(max(delay, 0), lambda: self._safely(function))
-        return lambda: loop.remove_timeout(handle)
+        return loop.later(delay, lambda: self._safely(function))
 
     async def sleep(self, delay: float) -> None:
         awake: Future[None] = Future()
@@ -260,13 +286,15 @@ class Link:
         if self._connecting or self.session is not None or self.closed:
             return
         self._connecting = True
+        loop = self._loop
+        assert loop is not None
         try:
             connection: Any = Connection(
                 parameters(self.url.nodes[self._node]),
                 on_open_callback=self._on_open,
                 on_open_error_callback=self._on_lost,
                 on_close_callback=self._on_lost,
-                custom_ioloop=self._loop,
+                custom_ioloop=loop.raw,
             )
         except Exception as error:  # noqa: BLE001 -- an unreadable cafile and the like
             self._on_lost(None, error)
@@ -330,7 +358,7 @@ class Link:
                 return
         session: Session | None = getattr(connection, "session", None)
         was_in_use = self.session is not None
-        self.session, self._connection = None, None
+        self.session, self._connection, self._torn = None, None, None
         if session is not None:
             self._safely(lambda: session.lost(error))
         if connection is not None and not connection.is_closed:
@@ -408,6 +436,6 @@ def _sever(connection: Connection | None) -> None:
         sock.close()
 
 
-def _wakers(loop: IOLoop | None) -> tuple[Any, Any]:
-    poller = getattr(loop, "_poller", None)
+def _wakers(loop: Loop | None) -> tuple[Any, Any]:
+    poller = getattr(loop.raw, "_poller", None) if loop is not None else None
     return getattr(poller, "_r_interrupt", None), getattr(poller, "_w_interrupt", None)

@@ -132,11 +132,43 @@ class Publisher:
         with self._lock:
             self._count += 1
             self._bytes += append.size
+        if not self._queue and self._link.here(self._at_once, append):
+            return append.promise
         self._queue.append(append)
         if not self._queued:
-            self._queued = True
-            self._link.call(self._take)
+            try:
+                self._queued = True
+                self._link.call(self._take)
+            except BaseException:  # a signal's, say, before the I/O thread was told
+                self._link.call(self._take)
+                raise
         return append.promise
+
+    def _at_once(self, append: Append) -> bool:
+        """In the caller's thread, in place of the I/O thread: send an append that nothing stands before. Settles nothing."""
+        tail, session = append.tail, self._session
+        if (
+            session is None
+            or not self.open
+            or not self._trusted
+            or self._queue
+            or self._backlog
+            or self._trying
+            or not tail.sendable
+            or tail.held
+            or tail.closed
+            or tail.error is not None
+            or append.message.id in tail.waiting
+            or len(append.properties) > session.frame_max - 24
+            or not session.connection.clear()
+        ):
+            return False
+        tail.waiting[append.message.id or ""] = append
+        self._watch(append)
+        self._transmit([append])
+        if not session.connection.clear():
+            self._link.wake()
+        return True
 
     def room(self) -> Promise[None] | None:
         """None, while there is room for one append more; else what is settled when half of what is under way has ended."""

@@ -188,15 +188,16 @@ class AmqpTail(Tail):
             self.again()
             return
         self._pause()  # on a connection that is well, the sink need not know of what takes no longer than a delivery may
-        self._link.later(REATTACH, lambda: self.interrupt() if not self.live and self._session is session else None)
+        lost = time.monotonic()
+        self._link.later(REATTACH, lambda: self.interrupt(lost) if not self.live and self._session is session else None)
         self.attach(session)
 
-    def interrupt(self) -> None:
-        """The connection is gone. Idempotent."""
+    def interrupt(self, since: float | None = None) -> None:
+        """The connection is gone, now or ``since`` then. Idempotent."""
         self._pause()
         if self.attached.done() and not self._out_of_touch and self.error is None:
             self._out_of_touch = True
-            self._tell(self._sink.interrupted)
+            self._tell(self._sink.interrupted if since is None else lambda: self._sink.interrupted(since))
 
     def _pause(self) -> None:
         self.feed = None
