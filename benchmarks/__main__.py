@@ -28,13 +28,19 @@ NAMES = (
     "django_cache",
     "django_peers",
 )
-BEGIN, END = "<!-- benchmarks/run --record: from here -->", "<!-- to here -->"
+#: What depends on the broker, and is measured on LavinMQ too, where one is found.
+ON_LAVINMQ = ("uncached_get", "confirmed_set", "threads", "preload", "load", "visible")
+BROKERS = ("rabbitmq", "lavinmq")
+BEGIN, END = "<!-- benchmarks/run --record: {broker} from here -->", "<!-- {broker} to here -->"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/run", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to run, of: {', '.join(NAMES)} (default: all)")
-    parser.add_argument("--url", help="a broker that runs already; without, a private RabbitMQ node is started")
+    parser.add_argument("--url", help="a broker that runs already; without, private nodes of RabbitMQ and LavinMQ are started")
+    parser.add_argument(
+        "--broker", choices=("rabbitmq", "lavinmq"), help="this one only (default: both, where there is a LavinMQ)"
+    )
     parser.add_argument("--folder", type=Path, help="where to put the files of embedded engines (default: a temporary folder)")
     parser.add_argument("--quick", action="store_true", help="few rounds: for a look whether it works, not for figures")
     parser.add_argument("--record", action="store_true", help="put the table into docs/performance.md")
@@ -46,14 +52,27 @@ def main() -> int:
     unknown = set(arguments.names) - set(NAMES)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are: {', '.join(NAMES)}")
-    names = arguments.names or NAMES
+    brokers = [arguments.broker] if arguments.broker else ["rabbitmq"] if arguments.url or not has_lavinmq() else list(BROKERS)
+    outcomes = [measure(arguments, broker) for broker in brokers]
+    return 1 if any(outcomes) else 0
 
+
+def has_lavinmq() -> bool:
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    import broker
+
+    return broker.find_lavinmq().program is not None
+
+
+def measure(arguments: argparse.Namespace, broker: str) -> bool:
+    """All that is asked for, on one broker; whether anything was missed or failed."""
+    names = [name for name in arguments.names or NAMES if broker == "rabbitmq" or name in ON_LAVINMQ]
     started = time.monotonic()
     rows: list[Row] = []
     failed = 0
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(temporary(arguments.folder)))
-        bench = Bench(stack, folder, arguments.url, arguments.quick, rows)
+        bench = Bench(stack, folder, arguments.url, arguments.quick, rows, broker)
         for name in names:
             try:
                 importlib.import_module(name).run(bench)
@@ -62,23 +81,24 @@ def main() -> int:
                 print(f"{name}: FAILED", file=sys.stderr)
                 traceback.print_exc()
         about = machine(bench)
-    command = " ".join(["benchmarks/run", *(["--quick"] if arguments.quick else []), *arguments.names])
+    command = " ".join(["benchmarks/run", "--broker", broker, *(["--quick"] if arguments.quick else []), *arguments.names])
     report = f"`{command}`, {time.strftime('%Y-%m-%d')}, {time.monotonic() - started:.0f} s. {about}\n\n{table(rows)}"
     print(f"\n{report}")
     if arguments.record:
-        record(report)
+        record(report, broker)
     missed = sum(row.ok is False for row in rows)
     print(f"\n{len(rows)} figures, {missed} missed, {failed} benchmarks failed")
-    return 1 if missed or failed else 0
+    return bool(missed or failed)
 
 
-def record(report: str) -> None:
+def record(report: str, broker: str) -> None:
     """Replace what stands between the marks in docs/performance.md."""
     page = Path(__file__).parent.parent / "docs" / "performance.md"
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin and end, f"{page} has no {BEGIN} and {END}"
-    page.write_text(f"{before}{BEGIN}\n{report}\n{END}{after}")
+    opening, closing = BEGIN.format(broker=broker), END.format(broker=broker)
+    before, begin, rest = page.read_text().partition(opening)
+    _, end, after = rest.partition(closing)
+    assert begin and end, f"{page} has no {opening} and {closing}"
+    page.write_text(f"{before}{opening}\n{report}\n{closing}{after}")
 
 
 @contextlib.contextmanager

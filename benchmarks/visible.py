@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import pika
-from common import Bench, Raw, ms, percentile, store
+from common import Bench, Raw, acknowledge_at_once, ms, percentile, store
 
 import mqkv
 
@@ -42,6 +42,7 @@ def consumer(url: str, stream: str, pipe: Connection) -> None:
     def seen(_channel: object, method: pika.spec.Basic.Deliver, _properties: object, body: bytes) -> None:
         pipe.send(time.monotonic() - float(body))
         channel.basic_ack(method.delivery_tag)
+        acknowledge_at_once(connection)
 
     channel.basic_consume(stream, seen, arguments={"x-stream-offset": "next"})
     pipe.send("ready")
@@ -84,7 +85,7 @@ class Other:
 
 def run(bench: Bench) -> None:
     for engine, layout in (("amqp", "shared"), ("amqp", "per-key"), ("file", "shared")):
-        if bench.has(engine):
+        if bench.has(engine) and (engine == "amqp" or bench.broker == "rabbitmq"):
             measure(bench, engine, layout)
 
 
