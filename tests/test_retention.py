@@ -258,3 +258,20 @@ def test_a_broker_that_drops_what_is_too_old_keeps_what_a_key_rests_on(own_broke
         tail.close()
         assert sink.beheaded, "nothing was dropped"
         first.purge()
+
+
+def test_a_directory_without_its_beginning(make: Any, retention: Retention, prefix: str) -> None:
+    first, stream = make(), f"{prefix}.__mqkv_keys__"
+    retention.declare(first, stream)
+    first.set("k", 1)
+    retention.act(first, stream)
+    first.set("j", 2)
+    second = make()
+    assert second.get("k") == 1 and second.touch("k", None), "a key's own stream has all that it needs"
+    for call in (lambda: second.set("new", 1), lambda: second.keys(), lambda: second.items()):
+        with pytest.raises(mqkv.LogTruncated, match="keys__"):
+            call()
+    assert sorted(first.keys()) == ["j", "k"], "who knows everything goes on"
+    second.purge()
+    assert second.keys() == [] and second.get("j") is None and second.get("k") is None
+    assert second.set("new", 1) >= 0 and make().keys() == ["new"]

@@ -39,6 +39,10 @@ class Event(NamedTuple):
 Subscriber = Callable[[Event], None]
 
 
+#: What is not known of a stream.
+UNKNOWN = "unknown"
+
+
 class Table(View):
     """One stream, folded. Thread-safe."""
 
@@ -63,6 +67,7 @@ class Table(View):
         self.live = False
         #: Since when there is a record that a fold may begin at, by ``time.monotonic``; None: not known.
         self.rests_since: float | None = None
+        self.max_age: int | str | None = UNKNOWN  #: of its stream, in seconds
         self._anchored: tuple[int, float | None] | None = None  #: the last anchor: where, and since when
         #: The offset of the first record that it could not judge; it tells nothing from there on.
         self.doubted_at: int | None = None

@@ -207,7 +207,7 @@ class Keyspace(ABC):
     def open_table(
         self,
         stream: str,
-        start: Start,
+        start: Start | int,
         *,
         key: str | None = None,
         shown: dict[str, Shown] | None = None,

@@ -27,7 +27,7 @@ from mqkv.layout.shared import SharedKeyspace
 from mqkv.logfmt import Log
 from mqkv.record import Record, Unreadable, parse, time_ms
 from mqkv.streams.base import Delivery, Engine, Promise, Start
-from mqkv.table import Subscriber, Table
+from mqkv.table import UNKNOWN, Subscriber, Table
 from mqkv.view import Rebuilding, Shown, is_live
 from mqkv.waiting import Deadline
 
@@ -204,7 +204,11 @@ class PerKeyKeyspace(FollowedKeys):
 
     async def purge(self, deadline: Deadline) -> None:
         await self._locks.purge(deadline)
-        keys = set(await self._directory.snapshot(deadline)) | set(self._tables)
+        try:
+            listed = await self._directory.snapshot(deadline)
+        except LogTruncated:
+            listed = await self._directory.left(deadline)
+        keys = set(listed) | set(self._tables)
         asked = {key: self.engine.begin_delete(self.stream(key), deadline.left) for key in keys}
         for key, promise in asked.items():
             stream = self.stream(key)
@@ -309,11 +313,12 @@ class PerKeyKeyspace(FollowedKeys):
 
     async def _anchored(self, table: Table, key: str, deadline: Deadline) -> None:
         """Have what a key's value rests on outlive its stream's max-age."""
-        with contextlib.suppress(LogTruncated):  # of the directory: then it is not known, as where another policy is at work
-            listed = self._directory.peek(key) or await self._directory.read(key, deadline)
-            max_age = None if listed is None else max_age_in(listed.body)
-            if max_age is not None:
-                await anchored(self, table, max_age, deadline)
+        if table.max_age is UNKNOWN:
+            with contextlib.suppress(LogTruncated):  # of the directory: then it is not known, as where another policy is at work
+                listed = await self._directory.read(key, deadline)
+                table.max_age = None if listed is None else max_age_in(listed.body)
+        if isinstance(table.max_age, int):
+            await anchored(self, table, table.max_age, deadline)
 
     async def _outcome(self, record: Record, offset: int, deadline: Deadline) -> Outcome | None:
         """What a record of ours did that stands in the log, by all that stands before it."""

@@ -134,6 +134,14 @@ class SharedKeyspace(Keyspace):
         if self._locks is not None and self._locks.tables():
             await self._locks.sync(deadline)
 
+    async def left(self, deadline: Deadline) -> dict[str, Cell]:
+        """What the rest of a log tells that has lost its beginning, for want of better."""
+        table = self.open_table(self.stream, 1)
+        try:
+            return (await loaded(table, deadline)).snapshot()
+        finally:
+            table.tail.close()
+
     async def purge(self, deadline: Deadline) -> None:
         if self._locks is not None:
             await self._locks.purge(deadline)
