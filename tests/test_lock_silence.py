@@ -14,6 +14,7 @@ from mqkv.fold import Lock, Outcome, State, fold
 from mqkv.hearing import Hearing, Memory, witness
 from mqkv.locks import renewal
 from mqkv.record import Record, parse, to_message
+from mqkv.streams.base import HeaderValue
 
 TTL = 10.0
 spans = st.floats(0, TTL, allow_nan=False)
@@ -57,7 +58,7 @@ class World(RuleBasedStateMachine):
         self.log.append((self.count, record))
         return fold(self.state, self.count, record)
 
-    def publish(self, op: str, **args: str | int) -> Outcome | None:
+    def publish(self, op: str, **args: HeaderValue) -> Outcome | None:
         return self.append(Record(op, "l", id=f"{self.count}", args=args))
 
     @rule(span=spans)
@@ -139,3 +140,18 @@ def test_many_short_waits_add_up() -> None:
     last.hear(1)
     heard = last.heard()
     assert heard is not None and heard[1] == last.now() and world.state.locks["l"].holder.silent_ms == 0
+
+
+def test_what_was_said_of_another_holder_does_not_count() -> None:
+    """An offset may be given out again, in a stream that was made anew."""
+    state = State()
+    fold(state, 1, Record("lock", "l", id="mine", args={"ttl_ms": 1_000}))
+    for holder, renewed, silent, counts in (
+        ("theirs", 1, 900, 0),
+        ("mine", 0, 900, 0),
+        ("mine", 1, "900", 0),
+        ("mine", 1, 900, 900),
+    ):
+        told: dict[str, HeaderValue] = {"owner": "nobody", "holder": holder, "renewed": renewed, "silent_ms": silent}
+        fold(state, 2, Record("unlock", "l", id=f"{holder} {renewed} {silent!r}", args=told))
+        assert state.locks["l"].holder.silent_ms == counts

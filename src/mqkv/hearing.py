@@ -119,7 +119,9 @@ class Hearing:
 def witness(held: Lock, since: float, now: float) -> dict[str, HeaderValue]:
     """What is said of the holder by who goes away without the lock, where the log does not say as much already."""
     silent_ms = int((now - since) * 1000)
-    return {"renewed": held.holder.renewed, "silent_ms": silent_ms} if silent_ms > held.holder.silent_ms else {}
+    if silent_ms <= held.holder.silent_ms:
+        return {}
+    return {"holder": held.holder.owner, "renewed": held.holder.renewed, "silent_ms": silent_ms}
 
 
 def _after_fork() -> None:

@@ -88,9 +88,11 @@ def break_lease(state: State, offset: int, record: Record) -> Outcome:
 
 def _witness(state: State, record: Record, held: Lock) -> None:
     """Somebody has heard nothing of the holder for ``silent_ms`` since the record at ``renewed``."""
-    silent_ms = record.args.get("silent_ms")
-    if type(silent_ms) is int and silent_ms > held.holder.silent_ms and record.args.get("renewed") == held.holder.renewed:
-        state.locks[record.key] = held._replace(holder=held.holder._replace(silent_ms=silent_ms))
+    holder, silent_ms = held.holder, record.args.get("silent_ms")
+    if type(silent_ms) is not int or silent_ms <= holder.silent_ms:
+        return
+    if (holder.owner, holder.renewed) == (record.args.get("holder"), record.args.get("renewed")):
+        state.locks[record.key] = held._replace(holder=holder._replace(silent_ms=silent_ms))
 
 
 def _grant_next(state: State, offset: int, name: str, held: Lock) -> None:

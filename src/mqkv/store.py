@@ -242,7 +242,8 @@ class Store(Verbs):
         """A lock that one owner holds at a time, of all processes that open this keyspace; ``with store.lock("jobs"): ...``.
 
         See :class:`mqkv.Lock`. ``ttl`` is for how many seconds a holder may be silent (it renews by itself while its process
-        lives); ``timeout`` is for how long ``with`` waits: None, as long as it takes.
+        lives); ``timeout`` is for how long ``with`` waits: None, as long as it takes. The first acquire in a keyspace makes the
+        stream that its locks stand in.
         """
         return Lock(self, name, ttl, timeout)
 
