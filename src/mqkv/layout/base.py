@@ -367,8 +367,9 @@ async def answered(promise: Promise[T], deadline: Deadline, stream: str) -> T:
 async def attached(table: Table, deadline: Deadline) -> Table:
     """Wait until whatever is appended from now on will be folded. A table that can't is closed."""
     try:
-        if not await wait(table.tail.attached, opening(deadline) + GRACE):
-            raise deadline.late(f"stream {table.stream} could not be opened within {deadline}: is the broker well?")
+        patience = opening(deadline)
+        if not await wait(table.tail.attached, patience + GRACE):
+            raise deadline.late(f"stream {table.stream} could not be opened within {patience:.3g} s: is the broker well?")
         table.tail.attached.result()
     except BaseException:
         table.tail.close()

@@ -70,7 +70,7 @@ class AmqpEngine(Engine):
         return self._waited(self.begin_last(stream, timeout), stream, timeout)
 
     def begin_declare(self, stream: str, max_age: int | None, timeout: float) -> Promise[None]:
-        late = WriteTimeout(f"the broker did not answer within {timeout:g} s when stream {stream} was declared")
+        late = WriteTimeout(f"the broker did not answer within {timeout:.3g} s when stream {stream} was declared")
         question: Question[None] = Question(self._link, stream, timeout, late)
 
         async def declare(session: Session) -> None:
@@ -80,7 +80,9 @@ class AmqpEngine(Engine):
         return self._ask(question, declare)
 
     def begin_delete(self, stream: str, timeout: float) -> Promise[None]:
-        late = OutcomeUnknown(f"the broker did not answer within {timeout:g} s when stream {stream} was deleted: it may be gone")
+        late = OutcomeUnknown(
+            f"the broker did not answer within {timeout:.3g} s when stream {stream} was deleted: it may be gone"
+        )
         question: Question[None] = Question(self._link, stream, timeout, late)
 
         async def delete(session: Session) -> None:
@@ -93,7 +95,7 @@ class AmqpEngine(Engine):
         return self._ask(question, delete)
 
     def begin_last(self, stream: str, timeout: float) -> Promise[Delivery | None]:
-        late = ReadTimeout(f"the broker did not answer within {timeout:g} s about stream {stream}")
+        late = ReadTimeout(f"the broker did not answer within {timeout:.3g} s about stream {stream}")
         question: Question[Delivery | None] = Question(self._link, stream, timeout, late)
 
         async def read(session: Session) -> Delivery | None:
@@ -158,7 +160,7 @@ class AmqpEngine(Engine):
     def _waited(self, promise: Promise[T], stream: str, timeout: float) -> T:
         if not promise.wait(timeout + GRACE):
             # No connection at all is told by the I/O thread, so there was one, and it is silent.
-            raise ReadTimeout(f"the broker did not answer within {timeout:g} s about stream {stream}")
+            raise ReadTimeout(f"the broker did not answer within {timeout:.3g} s about stream {stream}")
         return promise.result()
 
     # The I/O thread
