@@ -255,7 +255,8 @@ class Table(View):
     def ended(self, error: Exception) -> None:
         failed = error if isinstance(error, Error) else StreamMissing(f"the tail of stream {self.stream} has ended: {error}")
         with self._lock:
-            self._fail(failed)
+            if self.failed is None:  # a purge says so, and the engine; who was told has gone on since
+                self._fail(failed)
 
     # Under the lock
 
@@ -377,6 +378,7 @@ class Table(View):
         self._hearing.tell_all(self.state.locks)
         self.rebuilt.resolve(None)
         self._tell("ended")
+        self._subscribers = ()
         self._changed()
         self._log(logging.WARNING, "table-ended", stream=self.stream, reason=type(error).__name__)
 

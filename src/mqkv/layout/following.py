@@ -101,9 +101,12 @@ class Following:
                 self._asked_again = False
                 done = self._live or await self._step(deadline)
             except StreamMissing:
+                begun = self._past is not None
                 self._past, self._start = None, 0  # of the one that is made some day, all is news
                 self._busy.release()
-                if not self._asked_again:
+                if begun:
+                    self._tell(RESET)
+                if not (begun or self._asked_again):
                     raise
             except BaseException:
                 self._busy.release()
@@ -214,6 +217,7 @@ class Past:
         self.told = -1  #: up to here all was told
         self._until: int | None = None
         self._asked: Promise[Piece] | None = None
+        self._stopped = False
         self._source = source
         self._key = key
         self._start = start
@@ -235,13 +239,15 @@ class Past:
 
     def stop(self) -> None:
         """Nobody listens any more: whoever waits for a piece need not."""
-        asked = self._asked
+        self._stopped, asked = True, self._asked
         if asked is not None:
             asked.reject(Closed("this watch was closed"))
 
     async def read(self, deadline: Deadline) -> bool:
         """Tell the next piece. Whether there was no more when it was asked for."""
         asked = self._asked = self._source.engine.begin_read(self.stream, max(self.position, 0), PIECE, deadline.left)
+        if self._stopped:
+            asked.reject(Closed("this watch was closed"))
         try:
             read = await answered(asked, deadline, self.stream)
         except BaseException as error:
@@ -250,6 +256,8 @@ class Past:
         deadline.renew()
         piece = read.messages
         if self._tip is not None:
+            if not piece and await self._behind(self._tip[0], deadline):
+                return False
             if not piece or piece[0] != self._tip:  # the log is another one, or its beginning went past us
                 self._tell(RESET)
                 self._start, self.told = 0, -1
@@ -265,6 +273,16 @@ class Past:
             raise self._table.failed
         self.told = max(self.told, self.position if self._until is None else min(self.position, self._until))
         return read.complete
+
+    async def _behind(self, tip: int, deadline: Deadline) -> bool:
+        """Whether nothing stands where something stood because a replica is behind: then the table is out of touch, or has it."""
+        if self._source.engine.exact:
+            return False
+        table = await self._source.live(self._key, deadline, create=False)
+        if table.out_of_touch_since is None and table.position < tip:
+            return False
+        await wait(Promise[None](), PAUSE)
+        return True
 
     def _told(self, event: Event) -> None:
         if event.offset >= self._start and (self._until is None or event.offset <= self._until):

@@ -97,7 +97,7 @@ class Watching:
         with self._lock:  # it may just be starting
             worker = self._worker
         if worker is not None and worker is not threading.current_thread():
-            worker.join(PATIENCE)
+            worker.join(LOOK)  # what it waits for may take longer, and ends by itself
 
     # Bringing
 
