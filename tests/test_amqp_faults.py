@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mqkv.errors import Closed, ConnectionFailed, Error
+from mqkv.errors import Closed, ConnectionFailed, Error, OutcomeUnknown
 from mqkv.streams.amqp import AmqpEngine
 from mqkv.streams.base import RETRY_HEADER, Delivery, Message, Promise, Start, Tail
 from mqkv.url import parse
@@ -171,6 +171,25 @@ def test_a_stream_made_anew_in_an_outage(engine: AmqpEngine, other: AmqpEngine, 
     assert sink.got == witness.got[len(witness.got) - len(sink.got) :]
     if start is not Start.LAST:
         assert sink.got == witness.got
+
+
+def test_what_the_broker_has_half_written_is_not_taken_for_written(engine: AmqpEngine, other: AmqpEngine, stream: str) -> None:
+    """LavinMQ, killed while it writes, takes the half for the whole when it comes back: the id is there, the body is not."""
+    writer, _ = opened(other, stream)
+    tail, sink = opened(engine, stream)
+    result(tail.append(message(b"before"), 5))
+    cut = Cut(engine)
+    cut.cut()
+    whole, other_one = message(b"a value"), message(b"another")
+    promises = [tail.append(each, 20) for each in (whole, other_one)]
+    result(writer.append(whole._replace(body=b"a va\0\0\0"), 5))
+    result(writer.append(other_one, 5))
+    cut.heal()
+    with pytest.raises(OutcomeUnknown):
+        result(promises[0])
+    result(promises[1])
+    result(tail.append(message(b"after"), 5))
+    assert sink.bodies == [b"before", b"a va\0\0\0", b"another", b"after"]
 
 
 def test_a_stream_deleted_in_an_outage(engine: AmqpEngine, other: AmqpEngine) -> None:

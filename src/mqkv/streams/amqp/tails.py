@@ -19,7 +19,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from mqkv.errors import Closed, ConnectionFailed, Error, StreamDamaged, StreamMissing
+from mqkv.errors import Closed, ConnectionFailed, Error, OutcomeUnknown, StreamDamaged, StreamMissing
 from mqkv.streams.amqp.failures import Dropped, Unavailable, damaged, ours
 from mqkv.streams.amqp.feeds import Feed, Stream
 from mqkv.streams.amqp.lookout import Lookout
@@ -439,7 +439,11 @@ class AmqpTail(Tail):
         waiting = self.waiting
         for offset, message in batch:
             append = waiting.pop(message.id, None) if message.id is not None else None
-            if append is not None:
+            if append is not None and append.epoch != self.epoch and message.body != append.message.body:
+                # LavinMQ has no checksums: what it was writing when it was killed, it takes for whole.
+                torn = OutcomeUnknown(f"an append to {self.stream.name} stands in the log, but not as it was sent")
+                self._publisher.reject(append, torn)
+            elif append is not None:
                 if not self.live and not self.ready.done() and append.epoch == self.epoch and self.position >= self.stream.top:
                     self._go_live()  # what was appended after the tail was opened proves all that was before
                 self.stream.settle(append, offset, self)
