@@ -226,9 +226,17 @@ class FollowedKeys(Keyspace):
             self.signal = self.engine.signal
             if key in self._preloaded and table.tail.ready.done() and table.tail.ready.error() is None:
                 table.serve(True)
-            else:  # one that is preloaded is served by the first read that has waited for it
+            else:
                 self._rest(key, table)
+                if key in self._preloaded:
+                    table.tail.ready.then(lambda ready: self._serve_loaded(key, table, ready))
         return table
+
+    def _serve_loaded(self, key: str, table: Table, ready: Promise[None]) -> None:
+        """A table of a preloaded key has been loaded, perhaps."""
+        with self._lock:
+            if ready.error() is None and key in self._preloaded and self._tables.get(key) is table:
+                self._serve_key(key, table)
 
     def _rest(self, key: str, table: Table) -> None:
         """Count a table among those that are open only because they were used, if it is one. Under the lock."""
