@@ -154,6 +154,34 @@ def test_a_broker_that_has_nothing_to_say_is_not_stale(own_broker: Any, strict: 
         time.sleep(0.01)
 
 
+@pytest.mark.rabbitmq_only  # LavinMQ has no such alarm
+def test_a_broker_that_takes_no_messages_is_not_silent(own_broker: Any, prefix: str, layout: Any) -> None:
+    """With an alarm it does not even read what a publisher sends, and delivers all the same."""
+    options: dict[str, Any] = {"prefix": prefix, "layout": layout, "read_timeout": 5}
+    with mqkv.Store(own_broker.url, write_timeout=1, max_staleness=1, **options) as strict:
+        strict.set("here", 0)
+        strict.preload("here")
+        own_broker.ctl("set_vm_memory_high_watermark", "0.000001")
+        try:
+            with contextlib.suppress(mqkv.ConnectionFailed, mqkv.OutcomeUnknown):
+                while True:
+                    strict.set("here", 1)
+            clock = Clock()
+            while clock.seconds < 3:
+                assert strict.get("here") is not None
+                time.sleep(0.01)
+        finally:
+            own_broker.ctl("set_vm_memory_high_watermark", "0.6")
+        clock = Clock()
+        while True:
+            with contextlib.suppress(mqkv.ConnectionFailed, mqkv.OutcomeUnknown):
+                strict.set("here", 2)
+                break
+            assert clock.seconds < 20
+        assert strict.get("here") == 2
+        strict.purge()
+
+
 @pytest.mark.rabbitmq_only  # on LavinMQ, idle tails look whether a delivery was forgotten
 def test_nobody_is_asked_where_nobody_wants_to_know(own_broker: Any, store: mqkv.Store) -> None:
     store.preload("here")

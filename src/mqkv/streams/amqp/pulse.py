@@ -6,7 +6,9 @@ All on the I/O thread, but for ``keep``. Rules:
 2. Whatever comes is a sign of life. A broker that had nothing to say for half of the time that was asked for is asked, with a
    request that does nothing.
 3. Silence counts from the look before the last sign of life, so never from later than it began.
-4. Who looks too late was held up itself, and knows nothing: it looks again before it judges.
+4. A broker with a memory or disk alarm reads nothing of what a publisher sends, so it answers nothing; it has said so, and
+   delivers all the same. Meanwhile only heartbeats tell.
+5. Who looks too late was held up itself, and knows nothing: it looks again before it judges.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class Pulse:
             return
         now, received = time.monotonic(), session.connection.bytes_received
         on_time = now - self._looked < 2 * self._within / LOOKS
-        if received != self._received:
+        if received != self._received or session.blocked:
             self._received, self._heard = received, self._looked
             if self._silent:
                 self._silent = False
