@@ -11,7 +11,7 @@ import pytest
 
 import mqkv
 from mqkv.testing.fixtures import Clock
-from mqkv.testing.tools import opened
+from mqkv.testing.tools import opened, put
 from retention import Retention
 
 
@@ -275,3 +275,22 @@ def test_a_directory_without_its_beginning(make: Any, retention: Retention, pref
     second.purge()
     assert second.keys() == [] and second.get("j") is None and second.get("k") is None
     assert second.set("new", 1) >= 0 and make().keys() == ["new"]
+
+
+@pytest.mark.slow
+def test_a_stream_that_was_empty_when_its_broker_died_has_its_beginning(own_broker: Any, prefix: str) -> None:
+    """Whatever a broker writes of its own when it starts again, it must not look like a log that lost its beginning."""
+    with mqkv.Store(own_broker.url, prefix=prefix, read_timeout=10, write_timeout=30) as store:
+        engine = store._open_keyspace().engine
+        for number in range(3):
+            for stream in (f"{prefix}.empty", f"{prefix}.one{number}"):
+                engine.declare(stream, None, 10)
+            put(opened(engine, f"{prefix}.one{number}")[0])
+            own_broker.kill()
+            own_broker.start()
+        put(opened(engine, f"{prefix}.empty")[0])
+        for stream in (f"{prefix}.empty", *(f"{prefix}.one{number}" for number in range(3))):
+            sink = opened(engine, stream)[1]
+            assert len(sink.deliveries) == 1 and not sink.beheaded, stream
+        for stream in (f"{prefix}.empty", *(f"{prefix}.one{number}" for number in range(3))):
+            engine.delete(stream, 10)

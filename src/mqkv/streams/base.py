@@ -8,6 +8,7 @@ Rules that every engine keeps (``mqkv.testing.EngineContract`` checks them):
 4. An append that is retried keeps its id; a copy that may be a second one carries ``RETRY_HEADER``.
 5. Only errors of ``mqkv.errors`` come out.
 6. Nothing waits without a bound.
+7. A sink that is to begin at the first message is told if that is not the first that the stream ever had.
 """
 
 from __future__ import annotations

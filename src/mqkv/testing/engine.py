@@ -102,6 +102,16 @@ class EngineContract:
         assert engine.last(name, PATIENCE)[1].body == name.encode()  # type: ignore[index]
         engine.delete(name, PATIENCE)
 
+    def test_a_stream_that_has_all_its_messages_does_not_look_as_if_it_had_lost_some(self, engine: Engine, stream: str) -> None:
+        for _ in range(2):  # and so does one that is made anew
+            engine.declare(stream, None, PATIENCE)
+            empty = opened(engine, stream)[1]
+            tail, _ = opened(engine, stream, Start.NEXT)
+            put(tail)
+            sinks = [empty, *(opened(engine, stream, start)[1] for start in (Start.FIRST, Start.LAST, 0))]
+            assert [(len(sink.deliveries), sink.beheaded) for sink in sinks] == [(1, False)] * 4
+            engine.delete(stream, PATIENCE)
+
     # Order
 
     def test_offsets_rise(self, engine: Engine, declared: str) -> None:
