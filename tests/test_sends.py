@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -129,10 +130,10 @@ class Interrupted(BaseException):
     pass
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some meet a destructor
-def test_a_thread_that_is_interrupted(broker: Any, layout: Any, prefix: str, seed: int) -> None:
+def test_a_thread_that_is_interrupted(broker: Any, layout: Any, prefix: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a signal's exception at any point of a call, hundreds of times: no lock stays taken, no half frame is sent, and all
     that returned is there."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # some meet a destructor
     dice = random.Random(seed)
     interrupts = 0
 

@@ -129,7 +129,15 @@ class AmqpEngine(Engine):
 
     def _ask(self, question: Question[T], ask: Callable[[Session], Awaitable[T]]) -> Promise[T]:
         self._link.check()
-        self._link.call(lambda: question.begin(ask))
+
+        def begin(question: Question[T]) -> bool:
+            if self._link.session is None or not self._link.session.at_hand:
+                return False
+            question.begin(ask)
+            return True
+
+        if not self._link.here(begin, question):
+            self._link.call(lambda: question.begin(ask))
         return question.promise
 
     def open(self, stream: str, start: Start | int, sink: Sink) -> Tail:

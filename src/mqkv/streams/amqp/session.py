@@ -285,6 +285,11 @@ class Session:
             finally:
                 self._waiting.pop(turn, None)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether a question could be sent at once: a lane is free, and nothing is wrong with it."""
+        return self.drop is None and bool(self._idle) and self._idle[-1].raw.is_open and self.connection.clear()
+
     def give(self, lane: Channel) -> None:
         if lane.drop is None:
             self._idle.append(lane)
