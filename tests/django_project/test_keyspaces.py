@@ -63,7 +63,6 @@ def test_two_projects_and_a_dict_on_one_virtual_host_are_apart(
         ("__main__", "script", "script"),
         (None, "shop.settings", "shop"),
         (math, "", "math"),
-        (None, "", "project"),
     ],
 )
 def test_all_processes_of_a_project_agree(
@@ -107,12 +106,21 @@ def test_two_aliases_in_one_keyspace(settings: Any, memory_entry: Any) -> None:
         assert numbers(["mqkv.W006"]) == ["mqkv.W006"] * told, (first, second)
 
 
-def test_a_name_that_many_projects_have(settings: Any) -> None:
-    entry = {"BACKEND": "mqkv.django.StreamCache", "LOCATION": "amqp://shop:sesame@broker.example/shared"}
-    for package, options, told in (("config", {}, 1), ("shop", {}, 0), ("config", {"prefix": "shop"}, 0)):
-        settings.ROOT_URLCONF = f"{package}.urls"
-        settings.CACHES = {"default": {**entry, "OPTIONS": options}}
-        assert numbers(["mqkv.W007"]) == ["mqkv.W007"] * told, (package, options)
+@pytest.mark.parametrize("package", ["config", ""])
+def test_projects_whose_packages_are_of_one_name(
+    memory_entry: Any, settings: Any, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
+    settings.ROOT_URLCONF = f"{package}.urls" if package else "__main__"
+
+    def name(secret: str, *fallbacks: str) -> str:
+        settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = secret, list(fallbacks)
+        settings.CACHES = {"default": memory_entry()}
+        return str(caches["default"]._shared.config.name)
+
+    assert name("one") == name("one") == name("two", "one") == name("three", "two", "one") != name("two")
+    assert name("one").startswith(f"django.{package or 'project'}-") and "one" not in name("one")
+    assert caches["default"]._shared.config.maker == f"django:{package or 'project'}", "that is for good"
 
 
 def count(cache: Any) -> int:

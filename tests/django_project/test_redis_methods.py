@@ -197,7 +197,7 @@ def test_settings_of_django_redis_that_nobody_reads(memory_entry: Any, settings:
     settings.CACHES = {"default": memory_entry()}
     settings.DJANGO_REDIS_IGNORE_EXCEPTIONS = True
     (message,) = run_checks(tags=[Tags.caches])
-    assert message.id == "mqkv.W008" and "OPTIONS['IGNORE_EXCEPTIONS']" in message.hint
+    assert message.id == "mqkv.W007" and "OPTIONS['IGNORE_EXCEPTIONS']" in message.hint
 
 
 @pytest.mark.parametrize("timeout", ["60", datetime.timedelta(seconds=60), decimal.Decimal(60), [60]], ids=repr)

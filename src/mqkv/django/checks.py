@@ -10,8 +10,7 @@ mqkv.W003  (deploy) the user guest on a broker that is not on this machine
 mqkv.W004  (deploy) amqp:// without TLS to a broker that is not on this machine
 mqkv.W005  an OPTION of a Redis cache, without a meaning here
 mqkv.W006  two caches in one keyspace, one of which clears what the other keeps
-mqkv.W007  the default name of the keyspace may well be that of another project, too
-mqkv.W008  a setting of django-redis that nobody reads
+mqkv.W007  a setting of django-redis that nobody reads
 =========  =========================================================================================
 """
 
@@ -26,7 +25,7 @@ from django.core import checks
 from django.utils.module_loading import import_string
 
 from mqkv.django.backend import StreamCache
-from mqkv.django.config import TOP_LEVEL, project_name, read_location, store_config
+from mqkv.django.config import TOP_LEVEL, read_location, store_config
 from mqkv.django.errors import InvalidCacheOption, Problem
 from mqkv.django.options import examine_options
 from mqkv.django.run import register
@@ -42,24 +41,6 @@ _OF_DJANGO_REDIS = {
 }
 
 _HERE = {"localhost", "127.0.0.1", "::1"}
-
-#: Packages of URLs that templates for projects, and tutorials, make.
-_MANY_HAVE = {
-    "config",
-    "conf",
-    "core",
-    "project",
-    "mysite",
-    "site",
-    "app",
-    "src",
-    "backend",
-    "server",
-    "web",
-    "api",
-    "main",
-    "urls",
-}
 
 
 def _ours() -> Iterator[tuple[str, type[StreamCache], Mapping[str, Any]]]:
@@ -111,7 +92,7 @@ def _problems(backend: type[StreamCache], location: Any, params: dict[str, Any])
 
 @register()
 def check_keyspaces(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """No cache clears what another keeps, in this project or in another one."""
+    """No cache clears what another keeps."""
     found: list[checks.CheckMessage] = []
     caches: list[tuple[str, Hashable, str]] = []
     for alias, _, entry in _ours():
@@ -130,10 +111,6 @@ def check_keyspaces(app_configs: Any = None, **kwargs: Any) -> list[checks.Check
                 hint = "Give each a KEY_PREFIX, or an OPTIONS['name'], of its own."
                 found.append(_warning(alias, "W006", problem, hint))
         caches.append((alias, where, own))
-        if config.url.startswith("amqp") and not {"name", "prefix"} & options.keys() and project_name() in _MANY_HAVE:
-            problem = f"its keyspace is {config.prefix}.{config.name}, and many projects have a package {project_name()!r}."
-            hint = "If others may be on this virtual host, set OPTIONS['prefix'] to a word for this project."
-            found.append(_warning(alias, "W007", problem, hint))
     return found
 
 
@@ -143,7 +120,7 @@ def check_settings(app_configs: Any = None, **kwargs: Any) -> list[checks.CheckM
     if not any(_ours()) or any("django_redis" in str(entry.get("BACKEND", "")) for entry in settings.CACHES.values()):
         return []
     return [
-        checks.Warning(f"settings.{name}: it is django-redis's, and nobody reads it.", hint=hint, id="mqkv.W008")
+        checks.Warning(f"settings.{name}: it is django-redis's, and nobody reads it.", hint=hint, id="mqkv.W007")
         for name, hint in _OF_DJANGO_REDIS.items()
         if hasattr(settings, name)
     ]

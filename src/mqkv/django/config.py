@@ -13,6 +13,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.cache import caches
+from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 import mqkv
@@ -38,6 +39,12 @@ _OURS = {
     "django_redis.compressors.zlib.ZlibCompressor": "zlib",
     "django_redis.compressors.gzip.GzipCompressor": "zlib",
     "django_redis.compressors.lzma.LzmaCompressor": "lzma",
+}
+
+#: Packages of URLs that templates for projects, and tutorials, make. One more renames the keyspaces of all who have it.
+_MANY_HAVE = {
+    *("api", "app", "backend", "conf", "config", "core", "main", "mysite"),
+    *("project", "server", "settings", "site", "src", "tests", "urls", "web"),
 }
 
 #: Seconds that a call waits at most: a request of a user who waits, too.
@@ -154,15 +161,26 @@ def embedded_url() -> str:
     return folder.as_uri()
 
 
-def project_name() -> str:
-    """A word for this project: the same in all of its processes, on every machine and in every release. So it is no path and no
-    secret, which change, but the package of its URLs, or of its settings."""
+def package_name() -> str:
+    """The package of the project's URLs, or of its settings: the same in all of its processes, on every machine, in every
+    release."""
     for named in (getattr(settings, "ROOT_URLCONF", None), os.environ.get("DJANGO_SETTINGS_MODULE")):
         path = named if isinstance(named, str) else getattr(named, "__name__", "")
         package = path.partition(".")[0]
         if package and package != "__main__":
             return package
     return "project"
+
+
+def project_name(package: str) -> str:
+    """A word for this project: its package, with a mark of its secret where many projects have a package of that name."""
+    if package not in _MANY_HAVE:
+        return package
+    try:
+        oldest = read_secrets()[-1]  # while a key is rotated, nothing changes
+    except (ImproperlyConfigured, IndexError):  # there is none, and nothing is signed
+        oldest = b""
+    return f"{package}-{hashlib.sha256(b'mqkv.django.project' + oldest).hexdigest()[:8]}"
 
 
 def find_aliases(backend: type, location: Any, params: Mapping[str, Any]) -> list[str]:
@@ -199,13 +217,13 @@ def store_config(url: str, options: Mapping[str, Any], alias: str, max_entries: 
     for name in ("read_timeout", "write_timeout", "confirm", "max_staleness"):
         if name in options:
             chosen[name] = options[name]
-    project = project_name()
+    package = package_name()
     return StoreConfig(
         url=url,
-        name=options.get("name") or f"django.{project}.{alias}",
+        name=options.get("name") or f"django.{project_name(package)}.{alias}",
         prefix=options.get("prefix", "mqkv"),
         layout=options.get("layout", "shared"),
-        maker=f"django:{project}"[:100],
+        maker=f"django:{package}"[:100],
         secrets=read_secrets() if options.get("signed", True) else (),
         serializer=_hashable(options.get("serializer", "pickle")),
         compressor=_hashable(options.get("compressor")),

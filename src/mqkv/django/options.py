@@ -1,7 +1,7 @@
 """The OPTIONS of a cache, in either case::
 
     name                    the keyspace: caches of one name share their keys. Default: django.PROJECT.ALIAS, where PROJECT is
-                            the package of ROOT_URLCONF
+                            the package of ROOT_URLCONF (and a mark of the secret, if many projects have such a package)
     prefix                  stands before the name in the stream's name. Default: mqkv
     layout                  "shared" (all keys in one stream; the default) or "per-key" (a stream a key)
     MAX_ENTRIES             the oldest writes are evicted past it, in all processes; the newest value that a process was given
