@@ -209,6 +209,15 @@ def test_purge_takes_the_lock_away(store: mqkv.Store, other: mqkv.Store) -> None
     assert other.lock("jobs").acquire(5), "the lock is there again, and free"
 
 
+def test_a_purge_by_another_process_takes_it_away_too(store: mqkv.Store, other: mqkv.Store) -> None:
+    """Known with the news of it, or with the first renewal that finds no stream, and not only when the ttl has passed."""
+    lock = store.lock("jobs", ttl=3 * TTL)
+    lock.acquire()
+    other.purge()
+    until(lambda: not lock.owned(), "the news", 2 * TTL)
+    assert other.lock("jobs").acquire(SOON)
+
+
 def test_a_waiter_outlives_a_purge(store: mqkv.Store) -> None:
     lock = store.lock("jobs")
     lock.acquire()
