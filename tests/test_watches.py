@@ -383,6 +383,62 @@ def test_a_table_that_ends_twice_is_told_of_once(prefix: str, layout: Any) -> No
             assert take(watch, 1)[0].value == 2
 
 
+def test_a_stream_that_is_deleted_where_past_and_present_meet(url: str, layout: Any, prefix: str) -> None:
+    """The present is told already, and held back; the last of the past is to be read, and gone."""
+    with mqkv.Store(url, prefix=prefix, layout=layout, read_timeout=10) as store:
+        for number in range(20):
+            store.set("k", number)
+        keyspace: Any = store._keyspace
+        hold, held = keyspace.hold, []
+
+        def purge(*arguments: Any, **options: Any) -> Any:
+            if not held:
+                store.set("k", "unread")  # or there were no more of the past to read
+            position = hold(*arguments, **options)
+            if not held:
+                held.append(position)
+                store.purge()
+            return position
+
+        keyspace.hold = purge
+        try:
+            with store.watch("k", start="first") as watch:
+                assert [change.value for change in take(watch, 20)] == list(range(20))
+                store.set("k", "new")
+                while (change := watch.get(15)) is not None and change.value != "new":
+                    assert change.kind == "reset" or change.value == "unread"
+                assert change is not None and held
+        finally:
+            del keyspace.hold
+        store.purge()
+
+
+def test_a_stream_that_is_made_anew_where_past_and_present_meet(url: str, layout: Any, prefix: str) -> None:
+    """All of the past is read; the table that tells the present is the new stream's."""
+    with mqkv.Store(url, prefix=prefix, layout=layout, read_timeout=10) as store:
+        for number in range(20):
+            store.set("k", number)
+        keyspace: Any = store._keyspace
+        live, asked = keyspace.live, []
+
+        async def late(*arguments: Any, **options: Any) -> Any:
+            asked.append(arguments)
+            if len(asked) == 2:  # the first is to see that there is a stream
+                store.purge()
+                store.set("k", "new")
+            return await live(*arguments, **options)
+
+        keyspace.live = late
+        try:
+            with store.watch("k", start="first") as watch:
+                assert [change.value for change in take(watch, 20)] == list(range(20))
+                after_reset(watch, "new")
+                assert watch.get(0.1) is None and len(asked) >= 2
+        finally:
+            del keyspace.live
+        store.purge()
+
+
 def test_an_async_watch(url: str, layout: Any, prefix: str, small: None) -> None:
     """Its past waits for it; it goes on after a purge; it is collected when nobody holds it."""
 

@@ -105,6 +105,7 @@ class Following:
                 self._past, self._start = None, 0  # of the one that is made some day, all is news
                 self._busy.release()
                 if begun:
+                    self._create = self._create and self.source.remakes
                     self._tell(RESET)
                 if not (begun or self._asked_again):
                     raise
@@ -147,13 +148,17 @@ class Following:
             until = await self._attach(deadline)
             try:
                 past.end_at(until)
-                while past.position < until:
-                    if await past.read(deadline) and past.position < until:
+                while True:  # once at least: it may be the table of another log by now
+                    complete = await past.read(deadline)
+                    if past.position >= until:
+                        break
+                    if complete:
                         await wait(Promise[None](), min(PAUSE, deadline.left))
                         if not deadline.left:
                             raise deadline.late(f"stream {past.stream} could not be read up to revision {until} in time")
-            except BaseException:
-                self._start, self._past = max(past.told + 1, start), None
+            except BaseException as error:
+                if not isinstance(error, StreamMissing):
+                    self._start, self._past = max(past.told + 1, start), None
                 self.close()
                 raise
         with self._gate:

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import weakref
@@ -103,10 +104,11 @@ class Watching:
 
     async def pursue(self, steps: Steps, inbox: Inbox, deadline: Deadline) -> None:
         """Do all steps, here as long as there is room, and then in a thread."""
-        while not await steps.step(deadline):
-            if inbox.full:
-                self._alone(steps, inbox)
-                return
+        with contextlib.suppress(StreamMissing):  # deleted under us: there is word when there is one again
+            while not await steps.step(deadline):
+                if inbox.full:
+                    self._alone(steps, inbox)
+                    return
 
     def soon(self, steps: Steps, inbox: Inbox | None = None) -> None:
         """Do all steps in the thread for that. Does not wait, and takes no lock but its own."""
