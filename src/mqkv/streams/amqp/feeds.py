@@ -14,8 +14,9 @@ from mqkv.streams.amqp.tasks import Future
 from mqkv.streams.base import Delivery
 
 if TYPE_CHECKING:
+    from mqkv.streams.amqp.appends import Append
     from mqkv.streams.amqp.link import Link
-    from mqkv.streams.amqp.publisher import Append, Publisher
+    from mqkv.streams.amqp.publisher import Publisher
     from mqkv.streams.amqp.tails import AmqpTail
 
 

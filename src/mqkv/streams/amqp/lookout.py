@@ -22,8 +22,8 @@ from mqkv.streams.amqp.tasks import spawn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mqkv.streams.amqp.appends import Append
     from mqkv.streams.amqp.link import Link
-    from mqkv.streams.amqp.publisher import Append
     from mqkv.streams.amqp.tails import AmqpTail
 
 

@@ -17,13 +17,12 @@ Rules:
 
 from __future__ import annotations
 
-import heapq
-import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from mqkv.errors import Closed, ConnectionFailed, OutcomeUnknown, StreamMissing, ValueTooLarge
+from mqkv.streams.amqp.appends import Append, UnderWay
 from mqkv.streams.amqp.codec import encode_content, encode_frames, encode_publish
 from mqkv.streams.amqp.failures import ACCESS_REFUSED, CONNECTION_FORCED, Dropped, refusal, size_limit, too_large
 from mqkv.streams.amqp.session import PREFETCH, Channel, Session
@@ -31,13 +30,9 @@ from mqkv.streams.amqp.tasks import spawn
 from mqkv.streams.base import RETRY_HEADER, Message, Promise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mqkv.streams.amqp.link import Link
     from mqkv.streams.amqp.tails import AmqpTail
 
-MAX_APPENDS = 8_192
-MAX_BYTES = 64 * 2**20
 #: Frames are at most so long before the connection has told its own limit (RabbitMQ's default).
 FRAME = 131_072
 #: An append that was alone under way so often when the broker closed its connection is given up.
@@ -46,57 +41,12 @@ STRIKES = 3
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 
-class Append:
-    """One append under way."""
-
-    __slots__ = (
-        "channel",
-        "copies",
-        "deadline",
-        "epoch",
-        "message",
-        "number",
-        "promise",
-        "properties",
-        "size",
-        "strikes",
-        "suspect",
-        "tail",
-        "twin",
-    )
-
-    def __init__(self, tail: AmqpTail, message: Message, properties: bytes, deadline: float) -> None:
-        self.tail = tail
-        self.message = message
-        self.properties = properties
-        self.deadline = deadline
-        self.promise: Promise[int] = Promise()
-        self.size = len(message.body) + len(properties)
-        self.number = 0
-        self.copies = 0  # how often it was sent
-        self.channel: Channel | None = None  # on which it was sent
-        self.epoch = -1  # of the tail, when it was sent
-        self.suspect = False  # it was under way when a channel broke, and may be why
-        self.strikes = 0
-        self.twin: Append | None = None  # an earlier append with the same id
-
-    @property
-    def settled(self) -> bool:
-        return self.size < 0
-
-    @property
-    def delivered(self) -> bool:
-        return self.settled and self.promise.done() and self.promise.error() is None
-
-
 class Publisher:
     """Sends appends and keeps their deadlines. ``submit`` and ``room`` are for any thread, all else for the I/O thread."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._lock = threading.Lock()
-        self._room: Promise[None] | None = None
-        self._count = self._bytes = 0
+        self._under_way = UnderWay(link, self._expire)
         self._queue: deque[Append] = deque()
         self._queued = False
         self._limit: int | None = None  # of a message's body, as far as this broker has told
@@ -112,11 +62,6 @@ class Publisher:
         self._trying = False
         self._group = 1
         self._nacked: dict[AmqpTail, float] = {}  # held until nothing of it is under way, then for so many seconds
-        self._watched: dict[int, Append] = {}
-        self._deadlines: list[tuple[float, int]] = []
-        self._counter = 0
-        self._armed = float("inf")
-        self._forget_timer: Callable[[], None] | None = None
 
     def submit(self, tail: AmqpTail, message: Message, timeout: float) -> Promise[int]:
         """Take an append. Whoever wants many asks for ``room`` first."""
@@ -129,9 +74,7 @@ class Publisher:
         if limit is not None and len(message.body) > limit:
             raise too_large(tail.stream.name, len(message.body), limit)
         append = Append(tail, message, properties, time.monotonic() + timeout)
-        with self._lock:
-            self._count += 1
-            self._bytes += append.size
+        self._under_way.admit(append)
         if not self._queue and self._link.here(self._at_once, append):
             return append.promise
         self._queue.append(append)
@@ -164,7 +107,7 @@ class Publisher:
         ):
             return False
         tail.waiting[append.message.id or ""] = append
-        self._watch(append)
+        self._under_way.watch(append)
         self._transmit([append])
         if not session.connection.clear():
             self._link.wake()
@@ -172,14 +115,7 @@ class Publisher:
 
     def room(self) -> Promise[None] | None:
         """None, while there is room for one append more; else what is settled when half of what is under way has ended."""
-        if self._count < MAX_APPENDS and self._bytes < MAX_BYTES:
-            return None
-        with self._lock:
-            if self._count < MAX_APPENDS and self._bytes < MAX_BYTES:
-                return None
-            if self._room is None:
-                self._room = Promise()
-            return self._room
+        return self._under_way.room()
 
     # On the I/O thread from here on.
 
@@ -235,7 +171,7 @@ class Publisher:
             assert ident is not None
             append.twin = tail.waiting.get(ident)
             tail.waiting[ident] = append
-            self._watch(append)
+            self._under_way.watch(append)
             if tail.sendable and not tail.held:
                 ready.append(append)
         self._offer(ready)
@@ -334,7 +270,7 @@ class Publisher:
         if twin is not None:
             append.twin = None
             self.settle(twin, offset)
-        self._release(append)
+        self._under_way.release(append)
         append.promise.resolve(offset)
 
     def reject(self, append: Append, error: BaseException) -> None:
@@ -342,21 +278,8 @@ class Publisher:
         if twin is not None:
             append.twin = None
             self.reject(twin, error)
-        self._release(append)
+        self._under_way.release(append)
         append.promise.reject(error)
-
-    def _release(self, append: Append) -> None:
-        if append.size >= 0:
-            self._watched.pop(append.number, None)
-            with self._lock:
-                self._count -= 1
-                self._bytes -= append.size
-                append.size = -1
-                room = self._room
-                if room is None or self._count > MAX_APPENDS // 2 or self._bytes > MAX_BYTES // 2:
-                    return
-                self._room = None
-            room.resolve(None)
 
     def _on_confirm(self, number: int, tag: int, multiple: bool) -> None:
         if number != self._number:
@@ -435,7 +358,7 @@ class Publisher:
         self._channel = None
         if limit is not None:
             self._limit = limit
-            for append in list(self._watched.values()):
+            for append in self._under_way.all():
                 if len(append.message.body) > limit:
                     self._refuse(append, reason)
         else:
@@ -454,7 +377,7 @@ class Publisher:
         for append in suspects:
             self._refuse(append, reason)
         if reason.code == ACCESS_REFUSED:  # so it is for all: every stream is written through one exchange
-            for append in list(self._watched.values()):
+            for append in self._under_way.all():
                 if append.suspect or (not append.copies and append.tail.sendable):
                     self._refuse(append, reason)
 
@@ -464,38 +387,7 @@ class Publisher:
             doubt = append.copies > 1 or append.suspect
             self.reject(append, refusal(reason, append.tail.stream.name, len(append.message.body), doubt))
 
-    # Deadlines
-
-    def _watch(self, append: Append) -> None:
-        self._counter += 1
-        append.number = self._counter
-        self._watched[append.number] = append
-        deadlines = self._deadlines
-        if len(deadlines) > 2 * len(self._watched) + 64:
-            self._deadlines = deadlines = [(each.deadline, number) for number, each in self._watched.items()]
-            heapq.heapify(deadlines)
-        else:
-            heapq.heappush(deadlines, (append.deadline, append.number))
-        if append.deadline < self._armed:
-            self._arm(append.deadline)
-
-    def _arm(self, deadline: float) -> None:
-        if self._forget_timer is not None:
-            self._forget_timer()
-        self._armed = deadline
-        self._forget_timer = self._link.later(deadline - time.monotonic(), self._on_deadline)
-
-    def _on_deadline(self) -> None:
-        self._armed = float("inf")
-        self._forget_timer = None
-        now = time.monotonic()
-        deadlines = self._deadlines
-        while deadlines and (deadlines[0][0] <= now or deadlines[0][1] not in self._watched):
-            append = self._watched.get(heapq.heappop(deadlines)[1])
-            if append is not None:
-                self._expire(append)
-        if deadlines:
-            self._arm(deadlines[0][0])
+    # Deadlines, and the end
 
     def _expire(self, append: Append) -> None:
         tail = append.tail
@@ -513,9 +405,8 @@ class Publisher:
 
     def close(self) -> None:
         """Settle what is left: nobody will."""
-        left = list(self._watched.values()) + list(self._queue)
+        left = self._under_way.all() + list(self._queue)
         self._queue.clear()
-        self._deadlines = []
         for append in left:
             if not append.settled:
                 if append.copies:

@@ -20,10 +20,11 @@ import time
 from typing import TYPE_CHECKING
 
 from mqkv.errors import Closed, ConnectionFailed, Error, OutcomeUnknown, StreamDamaged, StreamMissing
+from mqkv.streams.amqp.appends import Append
 from mqkv.streams.amqp.failures import Dropped, Unavailable, damaged, ours
 from mqkv.streams.amqp.feeds import Feed, Stream
 from mqkv.streams.amqp.lookout import Lookout
-from mqkv.streams.amqp.publisher import Append, Publisher
+from mqkv.streams.amqp.publisher import Publisher
 from mqkv.streams.amqp.questions import STRIKES
 from mqkv.streams.amqp.reads import last_offset, newest, probe
 from mqkv.streams.amqp.seen import LAG, Recent
