@@ -32,7 +32,8 @@ _CLEAR = Outcome("clear")
 def _set(state: State, offset: int, record: Record) -> Outcome:
     found = state.live(record.key, record) is not None
     _, key, body, content_type, content_encoding, expires_ms, written_ms, *_ = record
-    state.put(key, Cell(body, content_type, content_encoding, offset, expires_ms, written_ms))
+    ends_at = state.ends_at(expires_ms, written_ms)
+    state.put(key, Cell(body, content_type, content_encoding, offset, expires_ms, written_ms, ends_at))
     return _SET_OVER if found else _SET_NEW
 
 
@@ -77,7 +78,6 @@ def _incr(state: State, offset: int, record: Record) -> Outcome | None:
     if delta is None:
         return None
     cell = state.live(record.key, record)
-    ends_at = None
     if cell is not None:
         base, expires_ms, ends_at = number.read(cell), cell.expires_ms, cell.ends_at
         if base is None:
@@ -86,16 +86,14 @@ def _incr(state: State, offset: int, record: Record) -> Outcome | None:
         return _NONE
     else:
         base, expires_ms = number.from_header(initial), record.expires_ms
+        ends_at = state.ends_at(expires_ms, record.written_ms)
         if base is None:
             return None
     body = number.render(base + delta)
     if body is None:
         return Outcome("none", found=cell is not None, done=False, why="would not fit 64 bits")
     total = Cell(body, JSON, None, offset, expires_ms, record.written_ms, ends_at)
-    if cell is None:
-        state.put(record.key, total)
-    else:
-        state.keep(record.key, total)
+    state.put(record.key, total)
     return Outcome("set", found=cell is not None, cell=total)
 
 
@@ -104,9 +102,9 @@ def _touch(state: State, offset: int, record: Record) -> Outcome:
     cell = state.live(record.key, record)
     if cell is None:
         return _NONE
-    state.put(
-        record.key, cell._replace(revision=offset, expires_ms=record.expires_ms, written_ms=record.written_ms, ends_at=None)
-    )
+    expires_ms, written_ms = record.expires_ms, record.written_ms
+    ends_at = state.ends_at(expires_ms, written_ms)
+    state.put(record.key, cell._replace(revision=offset, expires_ms=expires_ms, written_ms=written_ms, ends_at=ends_at))
     return _SET_OVER
 
 
@@ -123,8 +121,9 @@ def _set_many(state: State, offset: int, record: Record) -> Outcome | None:
         return None
     expires_ms, written_ms = record.expires_ms, record.written_ms
     put = state.cells.__setitem__ if expires_ms is None else state.put
+    ends_at = state.ends_at(expires_ms, written_ms)
     for key, body, content_type in batch.items():
-        put(key, Cell(body, content_type, None, offset, expires_ms, written_ms))
+        put(key, Cell(body, content_type, None, offset, expires_ms, written_ms, ends_at))
     return Outcome("batch", keys=batch.keys)
 
 

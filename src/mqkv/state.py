@@ -90,23 +90,20 @@ class State:
         """Whether a record with this id was seen lately."""
         return id in self._ids
 
-    def put(self, key: str, cell: Cell) -> None:
-        """A cell that ends after its ttl, from here on."""
-        expires_ms, written_ms = cell.expires_ms, cell.written_ms
-        if expires_ms is None:
-            self.cells[key] = cell
-        elif written_ms is None or self.single:  # how long it lives is not told; or it is the only one, wherever the fold began
-            self.keep(key, cell)
-        else:
-            self.keep(key, cell._replace(ends_at=self.clock.ends_at(expires_ms - written_ms)))
+    def ends_at(self, expires_ms: int | None, written_ms: int | None) -> int | None:
+        """When what is written now is gone for everybody. None: it stays. (It may be the only value, wherever the fold began; and
+        the gem does not tell how long one lives.)"""
+        if expires_ms is None or written_ms is None or self.single:
+            return None
+        return self.clock.ends_at(expires_ms - written_ms)
 
-    def keep(self, key: str, cell: Cell) -> None:
-        """A cell that ends when it says."""
-        if cell.expires_ms is not None:
-            heapq.heappush(self._expiries, (_end(cell), key, cell.revision))
+    def put(self, key: str, cell: Cell) -> None:
         self.cells[key] = cell
-        if len(self._expiries) > 2 * len(self.cells) + _STALE_EXPIRIES:
-            self._forget_stale_expiries()
+        if cell.expires_ms is not None:
+            expiries = self._expiries
+            heapq.heappush(expiries, (_end(cell), key, cell.revision))
+            if len(expiries) > 2 * len(self.cells) + _STALE_EXPIRIES:
+                self._forget_stale_expiries()
 
     def _forget_stale_expiries(self) -> None:
         """A key that is written again and again, with a ttl of days, would leave one behind for every write."""
