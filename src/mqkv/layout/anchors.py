@@ -13,7 +13,7 @@ import time
 
 from mqkv.anchor import anchor
 from mqkv.ids import new_id
-from mqkv.layout.base import Keyspace
+from mqkv.layout.base import Keyspace, before
 from mqkv.record import time_ms
 from mqkv.table import Table
 from mqkv.waiting import Deadline
@@ -35,7 +35,8 @@ async def anchored(keyspace: Keyspace, table: Table, max_age: int, deadline: Dea
         if place is None:
             return
         record = anchor(table.key or "", place, time_ms(keyspace.options.clock()), new_id())
-        offset, _ = await keyspace.write_to(table, record, deadline, confirm=True, shared=False)
+        with before(deadline, f"an anchor in stream {table.stream}"):
+            offset, _ = await keyspace.write_to(table, record, deadline, confirm=True, shared=False)
         if offset == place.after + 1:
             return
 
