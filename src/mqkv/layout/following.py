@@ -148,17 +148,21 @@ class Following:
             until = await self._attach(deadline)
             try:
                 past.end_at(until)
+                logs = past.logs
                 while True:  # once at least: it may be the table of another log by now
                     complete = await past.read(deadline)
+                    if past.logs != logs:  # what is held back is perhaps of the one before
+                        past.end_at(None)
+                        self.close()
+                        return False
                     if past.position >= until:
                         break
                     if complete:
                         await wait(Promise[None](), min(PAUSE, deadline.left))
                         if not deadline.left:
                             raise deadline.late(f"stream {past.stream} could not be read up to revision {until} in time")
-            except BaseException as error:
-                if not isinstance(error, StreamMissing):
-                    self._start, self._past = max(past.told + 1, start), None
+            except BaseException:
+                past.end_at(None)  # all that was read so far was told
                 self.close()
                 raise
         with self._gate:
@@ -220,6 +224,7 @@ class Past:
     def __init__(self, source: Source, key: str, start: int, tell: Subscriber) -> None:
         self.stream = source.stream_of(key)
         self.told = -1  #: up to here all was told
+        self.logs = 0  #: how many logs it has begun to read
         self._until: int | None = None
         self._asked: Promise[Piece] | None = None
         self._stopped = False
@@ -230,6 +235,7 @@ class Past:
         self._begin()
 
     def _begin(self) -> None:
+        self.logs += 1
         self._table = self._source.table_of(self._key)
         self._table.subscribe(self._told)
         self._tip: Delivery | None = None
