@@ -1,4 +1,5 @@
-"""A delivery of LavinMQ that does not come: an own record is waited for no longer than a moment, and a tail at rest looks."""
+"""What does not come together on LavinMQ: a record that is late is looked for, a tail at rest looks, and what has come back but
+is not confirmed is not settled."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mqkv.errors import OutcomeUnknown
 from mqkv.streams.amqp import AmqpEngine
 from mqkv.streams.amqp.lookout import LOOKS
 from mqkv.streams.base import Start
@@ -112,3 +114,35 @@ def test_tails_at_rest_ask_little(engine: AmqpEngine, proxy: Withholder, stream:
     assert 0 < len([at for at in asked if at - began > 1]) <= 4 * LOOKS
     for name in names:
         engine.delete(name, 10)
+
+
+def test_an_append_waits_for_its_confirm(engine: AmqpEngine, proxy: Withholder, stream: str) -> None:
+    """LavinMQ delivers a record before it has it on a disk, and before the other nodes of a cluster have it."""
+    tail, sink = opened(engine, stream)
+    put(tail, "before")
+    proxy.hold_confirms()
+    with pytest.raises(OutcomeUnknown):
+        result(tail.append(message("never"), 0.5))
+    later = [tail.append(message(f"{number}"), 10) for number in range(20)]
+    sink.wait_for(22)
+    assert not any(promise.done() for promise in later)
+    proxy.let_confirms_go()
+    assert [result(promise) for promise in later] == sink.offsets[2:]
+
+
+def test_a_confirm_that_was_lost_with_its_connection(engine: AmqpEngine, proxy: Withholder, stream: str) -> None:
+    """What is in the log that the next connection reads is there, and is not sent again."""
+    tails = [opened(engine, stream) for _ in range(2)]
+    put(tails[0][0], "before")
+    proxy.hold_confirms()
+    promises = [tails[number % 2][0].append(message(f"{number}"), 10) for number in range(20)]
+    for _, sink in tails:
+        sink.wait_for(21)
+    assert not any(promise.done() for promise in promises)
+    proxy.cut()
+    offsets = [result(promise) for promise in promises]
+    for _, sink in tails:
+        assert sink.offsets[1:] == offsets
+    proxy.let_confirms_go()
+    put(tails[0][0], "after")
+    assert tails[0][1].bodies == [b"before", *(b"%d" % number for number in range(20)), b"after"]

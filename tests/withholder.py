@@ -1,7 +1,8 @@
-"""A proxy before a broker that holds deliveries back, as one would that forgets to wake a consumer up.
+"""A proxy before a broker that holds deliveries back, as one would that forgets to wake a consumer up; or confirms.
 
 ``hold`` makes it keep back every delivery of the consumers that there are. A consumer that begins later is not touched, and
-what is held back never comes: who waits for it must look, and consume again.
+what is held back never comes: who waits for it must look, and consume again. ``hold_confirms`` keeps confirms back until
+``let_confirms_go``; ``cut`` ends all connections.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from types import TracebackType
 from urllib.parse import urlsplit
 
-CONSUME_OK, DELIVER = (60, 21), (60, 60)
+CONSUME_OK, DELIVER, ACK = (60, 21), (60, 60), (60, 80)
 
 
 class Withholder:
@@ -21,6 +22,8 @@ class Withholder:
 
     def __init__(self, url: str) -> None:
         self.held = 0  #: deliveries
+        self._confirms: list[tuple[socket.socket, bytes]] | None = None
+        self._sending = threading.Lock()
         self._consumers: set[tuple[int, bytes]] = set()
         self._muted: set[tuple[int, bytes]] = set()
         self._target = urlsplit(url)
@@ -33,9 +36,10 @@ class Withholder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self.cut()
         for each in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
             each.close()
         for thread in self._threads:
             thread.join(10)
@@ -47,6 +51,21 @@ class Withholder:
 
     def hold(self) -> None:
         self._muted |= self._consumers
+
+    def hold_confirms(self) -> None:
+        self._confirms = []
+
+    def let_confirms_go(self) -> None:
+        with self._sending:
+            held, self._confirms = self._confirms or [], None
+            for near, frame in held:
+                with contextlib.suppress(OSError):
+                    near.sendall(frame)
+
+    def cut(self) -> None:
+        for each in list(self._sockets):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
@@ -82,11 +101,15 @@ class Withholder:
                         muted.discard(channel)
                         method = struct.unpack_from(">HH", frame, 7)
                         consumer = channel, frame[12 : 12 + frame[11]] if method in (CONSUME_OK, DELIVER) else b""
+                        if method == ACK and self._confirms is not None:
+                            self._confirms.append((near, frame))
+                            continue
                         if method == CONSUME_OK:
                             self._consumers.add(consumer)
                         if method == DELIVER and consumer in self._muted:
                             self.held += 1
                             muted.add(channel)
                     if channel not in muted or kind == 8:
-                        near.sendall(frame)
+                        with self._sending:
+                            near.sendall(frame)
             near.shutdown(socket.SHUT_WR)

@@ -32,8 +32,10 @@ class Append:
 
     __slots__ = (
         "channel",
+        "confirmed",
         "copies",
         "deadline",
+        "doubtful",
         "epoch",
         "message",
         "number",
@@ -59,11 +61,18 @@ class Append:
         self.epoch = -1  # of the tail, when it was sent
         self.suspect = False  # it was under way when a channel broke, and may be why
         self.strikes = 0
+        self.confirmed = False
+        self.doubtful = False  # its record has come back, and its confirm has not (where records come early)
         self.twin: Append | None = None  # an earlier append with the same id
 
     @property
     def settled(self) -> bool:
         return self.size < 0
+
+    @property
+    def confirmable(self) -> bool:
+        """Whether its confirm can still come."""
+        return self.channel is not None and self.channel.drop is None
 
     @property
     def delivered(self) -> bool:

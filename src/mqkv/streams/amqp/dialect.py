@@ -33,6 +33,8 @@ class Dialect(NamedTuple):
     counts: bool
     #: The offset of a stream's first message ever.
     first_offset: int
+    #: A record is delivered before it is confirmed: before it is on a disk, and with the other nodes of a cluster.
+    delivers_early: bool
     #: A second packet is held back until we have acknowledged the first (the broker leaves Nagle's algorithm on): acknowledge at
     #: once, not after the 40 ms that the kernel waits for something to send along.
     acknowledge_at_once: bool
@@ -62,6 +64,7 @@ def choose(server_properties: Mapping[str, Any] | None) -> Dialect:
             barrier=False,
             counts=True,
             first_offset=1,
+            delivers_early=True,
             acknowledge_at_once=True,
             mixes_kinds=True,
             replicas_lag=False,
@@ -75,6 +78,7 @@ def choose(server_properties: Mapping[str, Any] | None) -> Dialect:
         barrier=True,
         counts=False,
         first_offset=0,
+        delivers_early=False,
         acknowledge_at_once=False,
         mixes_kinds=False,
         replicas_lag=True,

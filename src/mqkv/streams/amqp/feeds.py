@@ -30,7 +30,7 @@ class Stream:
         self.top = seen.newest(name)  #: the newest offset that this engine has given out or settled
         self._publisher = publisher
         self._registry = registry
-        self._held: list[tuple[int, Append]] = []
+        self._held: dict[Append, int] = {}  # appends that their own tails have, and where they stand
 
     @property
     def neighbours(self) -> int:
@@ -44,9 +44,14 @@ class Stream:
             del self._registry[self.name]
 
     def settle(self, append: Append, offset: int, by: AmqpTail) -> None:
-        if len(self.tails) > 1 and self._late(offset):
-            self._held.append((offset, append))
-            return
+        """Its own tail has it. It may have to wait for other tails, and where records come early, for its confirm."""
+        append.doubtful = by.early and not append.confirmed and append.confirmable
+        if append.doubtful or (len(self.tails) > 1 and self._late(offset)):
+            self._held[append] = offset
+        else:
+            self._settled(append, offset)
+
+    def _settled(self, append: Append, offset: int) -> None:
         self.top = max(self.top, offset)
         self._publisher.settle(append, offset)
 
@@ -55,26 +60,43 @@ class Stream:
 
     def check(self) -> None:
         """Settle what had to wait for another tail."""
-        held, self._held = self._held, []
-        for offset, append in held:
-            if self._late(offset):
-                self._held.append((offset, append))
-            else:
-                self.top = max(self.top, offset)
-                self._publisher.settle(append, offset)
+        for append, offset in list(self._held.items()):
+            if not append.doubtful and not self._late(offset):
+                del self._held[append]
+                self._settled(append, offset)
+
+    def confirmed(self, append: Append) -> None:
+        """Settle what had to wait for its confirm."""
+        append.doubtful = False
+        offset = self._held.get(append)
+        if offset is not None and not self._late(offset):
+            del self._held[append]
+            self._settled(append, offset)
+
+    def vouch(self) -> None:
+        """All that stood in the log stands there: of what was sent on a channel that is gone, no confirm will come."""
+        for append in self._held:
+            append.doubtful = append.doubtful and append.confirmable
+        self.check()
+
+    def disavow(self) -> None:
+        """The log is another one: what was not confirmed is to be sent again."""
+        for append in [each for each in reversed(self._held) if each.doubtful]:
+            del self._held[append]
+            append.doubtful = False
+            append.tail.await_again(append)
 
     def offset_of(self, append: Append) -> int | None:
-        """Where an append stands that only waits for another tail."""
-        return next((offset for offset, held in self._held if held is append), None)
+        """Where an append stands that only waits for another tail, or its confirm."""
+        return self._held.get(append)
 
     def release(self, append: Append) -> bool:
         """At its deadline, settle an append that only waited for another tail."""
-        for each in self._held:
-            if each[1] is append:
-                self._held.remove(each)
-                self._publisher.settle(append, each[0])
-                return True
-        return False
+        offset = self._held.pop(append, None)
+        if offset is None or append.doubtful:
+            return False
+        self._publisher.settle(append, offset)
+        return True
 
 
 class Feed:

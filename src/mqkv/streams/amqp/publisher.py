@@ -138,7 +138,7 @@ class Publisher:
     def down(self) -> None:
         """The connection is gone."""
         drop = self._session.drop if self._session is not None else None
-        under_way = self._trial or [append for append in self._unconfirmed.values() if not append.settled]
+        under_way = self._trial or [each for each in self._unconfirmed.values() if not (each.settled or each.doubtful)]
         self._clear()
         self._session = self._channel = None
         if drop is None or drop.code in (0, CONNECTION_FORCED):
@@ -299,6 +299,9 @@ class Publisher:
 
     def _confirmed(self, append: Append) -> None:
         tail = append.tail
+        append.confirmed = True
+        if append.doubtful:
+            tail.stream.confirmed(append)
         tail.taken = max(tail.taken, append.number)
         tail.confirmed(append)
 
@@ -312,7 +315,7 @@ class Publisher:
         numbers = [n for n in self._unconfirmed if n == tag or (method.multiple and n <= tag)]
         for append in [self._unconfirmed.pop(n) for n in numbers]:
             append.channel = None  # to be sent again
-            if not append.settled and append.tail not in self._nacked:
+            if not (append.settled or append.doubtful) and append.tail not in self._nacked:
                 append.tail.held += 1
                 self._nacked[append.tail] = min(FIRST_PAUSE * 2 ** (append.copies - 1), LONGEST_PAUSE)
         self._after_nack()
@@ -362,7 +365,10 @@ class Publisher:
                 if len(append.message.body) > limit:
                     self._refuse(append, reason)
         else:
-            self._suspect(trial or [append for append in under_way if not append.delivered], reason)
+            self._suspect(trial or [each for each in under_way if not (each.delivered or each.doubtful)], reason)
+        for append in under_way:
+            if append.doubtful:
+                append.tail.stream.confirmed(append)  # it is in the log, as we have read, and will not be confirmed any more
         for tail in {append.tail for append in under_way if not append.settled}:
             tail.overtake()
         self._link.reopen(session, self.up(session))

@@ -103,6 +103,16 @@ class AmqpTail(Tail):
     # On the I/O thread from here on.
 
     @property
+    def early(self) -> bool:
+        """Whether records come before they are confirmed."""
+        return self._session is not None and self._session.dialect.delivers_early
+
+    def await_again(self, append: Append) -> None:
+        """Its record was here, and is not any more: send it again, before what was appended later."""
+        if append.message.id is not None and not append.settled and self.error is None:
+            self.waiting = {append.message.id: append, **self.waiting}
+
+    @property
     def consuming(self) -> bool:
         """Whether the broker has a consumer of this tail now."""
         return self.feed is not None and self._channel is not None
@@ -410,6 +420,7 @@ class AmqpTail(Tail):
             self._out_of_touch = False
             self._tell(self._sink.resumed)
         self.ready.resolve(None)
+        self.stream.vouch()
         self._publisher.flush(self)
 
     def receive(self, batch: list[Delivery]) -> None:
@@ -480,6 +491,7 @@ class AmqpTail(Tail):
         self._recent.clear()
         self.stream.seen.forget(self.stream.name)
         self.position = self.stream.top = -1
+        self.stream.disavow()
         self._from = 0
         self._placed = self._start is not Start.LAST
         self._tell(self._sink.reset)
