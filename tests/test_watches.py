@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import random
 import threading
 import weakref
 from typing import Any
@@ -436,6 +438,57 @@ def test_a_stream_that_is_made_anew_where_past_and_present_meet(url: str, layout
                 assert watch.get(0.1) is None and len(asked) >= 2
         finally:
             del keyspace.live
+        store.purge()
+
+
+@pytest.mark.parametrize("engine", ["memory", "file"])
+def test_watches_among_purges(engine: str, tmp_path: Any, prefix: str, layout: Any, seed: int, monkeypatch: Any) -> None:
+    """Between two resets values rise, and all who watch hear of the last one."""
+    monkeypatch.setattr(following, "PIECE", 10 * MESSAGE)
+    chance = random.Random(seed)
+    seen: dict[mqkv.Watch, Any] = {}
+    problems: list[object] = []
+    threads: list[threading.Thread] = []
+
+    def read(watch: mqkv.Watch) -> None:
+        last: dict[str, Any] = {}
+        for change in watch:
+            if change.kind == "reset":
+                last.clear()
+            elif change.kind == "set":
+                if change.key in last and change.value <= last[change.key]:  # type: ignore[operator]
+                    problems.append((change, last[change.key]))
+                last[change.key] = change.value
+                seen[watch] = max(seen.get(watch, 0), change.value)  # keys of their own streams come in any order
+
+    url = f"memory://{prefix}" if engine == "memory" else f"file://{tmp_path}/kv"
+    options: Any = {"prefix": prefix, "layout": layout, "read_timeout": 10}
+    with mqkv.Store(url, **options) as store, mqkv.Store(apart(url), **options) as other:
+        stores, open_ones, count = (store, other), [], 0
+        for _ in range(120):
+            for _ in range(chance.randrange(1, 20)):
+                count += 1
+                with contextlib.suppress(mqkv.OutcomeUnknown):
+                    chance.choice(stores).set(chance.choice(("k", "k2")), count)
+            if chance.random() < 0.2:
+                chance.choice(stores).purge()
+            if len(open_ones) < 6 and chance.random() < 0.4:
+                start: Any = chance.choice(("first", "next", "last", 1))
+                watch = chance.choice(stores).watch(chance.choice(("k", "k*")), start=start)
+                open_ones.append(watch)
+                threads.append(threading.Thread(target=read, args=(watch,)))
+                threads[-1].start()
+            elif len(open_ones) > 3:
+                open_ones.pop(0).close()
+        store.set("k", count + 1)
+        try:
+            until(lambda: all(seen.get(watch) == count + 1 for watch in open_ones), f"all hear of the last, seed {seed}", 20)
+        finally:
+            for watch in open_ones:
+                watch.close()
+            for thread in threads:
+                thread.join()
+        assert not problems and store.stats()["watches"] == other.stats()["watches"] == 0
         store.purge()
 
 
