@@ -414,6 +414,14 @@ def test_flipped_bits_never_make_a_wrong_value(engine: FileEngine, make: Make, d
     assert found["passed over"] > 30
 
 
+def test_a_schema_that_is_no_text_is_an_error_of_ours(engine: FileEngine, make: Make, database: Path) -> None:
+    opened(engine, "s")
+    engine.close()
+    database.write_bytes(database.read_bytes().replace(b"CREATE TABLE log", b"CREATE TABLE \xc5og"))
+    with pytest.raises(StreamDamaged):
+        opened(make(), "s")
+
+
 # Forks and threads
 
 

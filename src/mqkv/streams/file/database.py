@@ -40,7 +40,8 @@ RUN = 256
 BUSY = 1.0  #: seconds that SQLite waits for its own locks; the writers' lock keeps us from needing them
 
 Conflict = sqlite3.IntegrityError
-Failure = sqlite3.Error
+#: What SQLite raises; a message of its that quotes a damaged schema need not be UTF-8.
+Failure = (sqlite3.Error, UnicodeDecodeError)
 
 _SCHEMA = f"""
 CREATE TABLE log

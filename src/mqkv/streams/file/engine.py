@@ -182,7 +182,7 @@ class FileEngine(Engine):
                 self._keep_house(base, stream, timeout)
         except Closed:
             raise
-        except (Error, OSError, database.Failure) as error:
+        except (Error, OSError, *database.Failure) as error:
             return _broken(mapped(error, self.url.path, writing=True))
         finally:
             lock.release()
@@ -216,7 +216,7 @@ class FileEngine(Engine):
 
         try:
             self._exclusively(timeout, work)
-        except (Error, OSError, database.Failure) as error:
+        except (Error, OSError, *database.Failure) as error:
             self._log(logging.WARNING, "housekeeping", path=self.url.path, error=error)
 
     # Tails
@@ -244,7 +244,7 @@ class FileEngine(Engine):
             raise kind(f"other threads kept {self.url.path} busy for {timeout:g} s: try again")
         try:
             return work(self._database or self._connect())
-        except (Error, OSError, database.Failure) as error:
+        except (Error, OSError, *database.Failure) as error:
             ours = mapped(error, self.url.path, writing=writing)
             if ours is error:
                 raise
