@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import mqkv
+from mqkv.streams.file.database import RUN
 from mqkv.testing.fixtures import Clock
 from mqkv.testing.tools import opened, put
 from retention import Retention
@@ -135,7 +136,7 @@ class Aged:
     segments go, with the boundary wherever it hurts."""
 
     def __init__(self, store: mqkv.Store, stream: str, max_age: float, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1_000.0
+        self.now = time.monotonic()
         self._log = store._open_keyspace().engine._streams[stream]  # type: ignore[attr-defined]
         self._faults = store._open_keyspace().engine.faults  # type: ignore[attr-defined]
         self._max_age = max_age
@@ -237,6 +238,29 @@ def test_a_file_that_drops_what_is_too_old_keeps_what_a_key_rests_on(
     late = make()
     assert late.get("k") == (3_000 if count else 0) and not late.add("k", "never", ttl=1)
     assert make().incr("k") == (3_001 if count else 1)
+
+
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_what_came_late_is_not_taken_for_young(make: Any, url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks into a file again after a while hears of a set that is older than the max-age."""
+    idle, now = make(), [time.time(), time.monotonic()]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[1])
+    idle.set("k", 0, ttl=4)
+    assert idle.touch("k", 1_000)
+    with mqkv.Store(f"{url}/.", prefix=prefix) as busy:  # with an engine of its own, as another process has
+        engine, stream, last = busy._open_keyspace().engine, f"{prefix}.k", 0
+        assert engine is not idle._open_keyspace().engine
+        while len(pieces := engine.begin_read(stream, 0, 2**30, 5).result().messages) < 2 * RUN:  # what goes, goes in runs
+            last = busy.set("k", len(pieces))
+    now[0], now[1] = now[0] + 5, now[1] + 5
+    assert idle.get("k") == 2 * RUN - 1
+    for _ in range(700):
+        assert idle.touch("k", 1_000)
+    engine = idle._open_keyspace().engine
+    assert engine._with(lambda base: base.trimmed(base.find(stream)[0]), 5) == last  # type: ignore[attr-defined]
+    late = make()
+    assert late.get("k") == 2 * RUN - 1 and not late.add("k", "never")
 
 
 @pytest.mark.slow

@@ -63,10 +63,9 @@ class Table(View):
         #: Whether the log that it is folded from has lost its beginning.
         self.beheaded = False
         self._middle = Middle()
-        #: Whether what comes was written just now; set by who has seen that it is loaded.
-        self.live = False
-        #: Since when there is a record that a fold may begin at, by ``time.monotonic``; None: not known.
+        #: The record that a fold may begin at was written after this, by ``time.monotonic``; None: nobody can say.
         self.rests_since: float | None = None
+        self._written_after: float | None = None  # so was the record that was folded last
         self.max_age: int | str | None = UNKNOWN  #: of its stream, in seconds
         self._anchored: tuple[int, float | None] | None = None  #: the last anchor: where, and since when
         #: The offset of the first record that it could not judge; it tells nothing from there on.
@@ -79,7 +78,7 @@ class Table(View):
         self.rebuilt = Promise[None].of(None)
         self.on_change: Callable[[], None] | None = None  #: called when it may have become readable, or ceased to be
         self._awaited: dict[str, Outcome | None] = {}
-        self._own: dict[str, tuple[Message, Record]] = {}
+        self._own: dict[str, tuple[Message, Record, float]] = {}
         self._subscribers: tuple[Subscriber, ...] = ()
         self._hearing = Hearing()
         self._reaching: list[tuple[int, Promise[None]]] = []
@@ -131,7 +130,7 @@ class Table(View):
     def expect(self, id: str, message: Message, record: Record) -> None:
         """Keep the outcome of this record until it is taken."""
         self._awaited[id] = None
-        self._own[id] = message, record
+        self._own[id] = message, record, time.monotonic() if self.key is not None else 0.0
 
     def await_outcome(self, id: str) -> None:
         """Keep the outcome of the record with this id until it is taken."""
@@ -237,7 +236,7 @@ class Table(View):
             self.position = -1
             self.whole = self.determined = self._from_first
             self.beheaded, self.doubted_at = False, None
-            self.live, self.rests_since, self._anchored = False, None, None
+            self.rests_since = self._written_after = self._anchored = None
             self._hearing.forget()
             self.rebuilding = True
             if self.key is None:
@@ -336,15 +335,19 @@ class Table(View):
 
     def _note_rest(self, offset: int, record: Record) -> None:
         """A fold may begin at a plain set or delete; at an anchor that names the offset before its own; and at another once a
-        further one names it, or a later record."""
+        further one names it, or a later record. How old that is, no clock but ours can say: it is younger than what we wrote
+        before it, and may be as old as that, however late it comes here."""
+        own = self._own.get(record.id) if self._own and record.id is not None else None
+        if own is not None:
+            self._written_after = max(own[2], self._written_after or own[2])
         if record.op in ("set", "delete") and not record.retry:
             self._anchored = None
-            self.rests_since = time.monotonic() if self.live or record.id in self._awaited else None
+            self.rests_since = self._written_after
         elif record.op == "state" and not record.retry:
             anchored, told = self._anchored, told_by(record)
-            self._anchored = offset, time.monotonic() if self.live or record.id in self._awaited else None
+            self._anchored = offset, self._written_after
             if told is not None and told.after == offset - 1:
-                self.rests_since = self._anchored[1]
+                self.rests_since = self._written_after
             elif told is not None and anchored is not None and told.after >= anchored[0]:
                 self.rests_since = anchored[1]
 

@@ -2,8 +2,9 @@
 
 A stream that was made for a first set with a ttl has a ``max-age``. The state of a key rests on a record that a fold may begin
 at: a plain set, or an anchor. Before a record is written whose outcome depends on that state, it must be young: younger than
-half the max-age, by the clock of the process that writes (which has seen it come). Where it is not, or not known to be, an
-anchor is written. Should retention drop all that stands before it, it is of use only if nothing can have come between it and what
+half the max-age, by the clock of the process that writes, which knows when it wrote itself, and that what stands behind that is
+younger. (When a record came here proves nothing: it may have come late.) Where it is not, or not known to be, an anchor is
+written. Should retention drop all that stands before it, it is of use only if nothing can have come between it and what
 it names; where that is not sure, a second one follows, which names the first.
 """
 
@@ -26,7 +27,6 @@ async def anchored(keyspace: Keyspace, table: Table, max_age: int, deadline: Dea
     """Have the state of a table rest on a young record."""
     if not table.tail.ready.done():
         return  # it was made just now
-    table.live = table.rebuilt.done()
     since = table.rests_since
     if since is not None and time.monotonic() - since < max_age / 2:
         return
