@@ -184,7 +184,7 @@ class Store(Verbs):
     def pop(self, key: str, default: T) -> Any | T: ...
     def pop(self, key: str, default: Any = ABSENT) -> Any:
         """Take a value away: of all who try at once, one gets it. Without a ``default``, a key that has no value is a
-        :class:`mqkv.KeyNotFound`."""
+        :class:`mqkv.KeyNotFound`. A value that the codec can't read stays: :class:`mqkv.UnreadableValue`."""
         return run(self._pop(key, default))
 
     def popitem(self) -> tuple[str, Any]:

@@ -12,21 +12,25 @@ from mqkv import check, number
 from mqkv.batch import MOST_TYPES, Batch, of_deletes, of_sets, pack
 from mqkv.core import ABSENT, MAX_VALUE
 from mqkv.errors import (
+    Closed,
+    Error,
     InvalidOption,
     InvalidValue,
     KeyNotFound,
     NotANumber,
     OutcomeUnknown,
     StreamMissing,
+    UnreadableValue,
     ValueTooLarge,
     WriteTimeout,
 )
-from mqkv.fold import Outcome
+from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.reads import Reads
 from mqkv.record import Record
 from mqkv.streams.base import HeaderValue
-from mqkv.waiting import wait
+from mqkv.view import Rebuilding
+from mqkv.waiting import Deadline, wait
 
 
 class Verbs(Reads):
@@ -73,13 +77,63 @@ class Verbs(Reads):
         return (await self._decide(record, create=False)).done
 
     async def _pop(self, key: str, default: Any) -> Any:
-        outcome = await self._decide(Record("pop", self._key(key), written_ms=self._now(), id=new_id()), create=False)
-        value = ABSENT if outcome.cell is None else self._value(key, outcome.cell, ABSENT, expired=True)
-        if value is not ABSENT:
+        key, deadline = self._key(key), self._writing()
+        cell = await self._look(key, deadline)
+        value = ABSENT
+        if cell is not None and not self._expired(cell):
+            value = self._taken(key, cell)
+            if value is ABSENT:  # it can't be read, and so counts as absent: not ours to take
+                return _or_default(key, default)
+        record = Record("pop", key, written_ms=self._now(), id=new_id())
+        taken = (await self._decide(record, deadline, create=False)).cell
+        if taken is None:
+            return _or_default(key, default)
+        if cell is not None and taken.revision == cell.revision and value is not ABSENT:
             return value
-        if default is ABSENT:
-            raise KeyNotFound(f"key {key!r} has no value")
-        return default
+        try:
+            value = self._taken(key, taken)
+        except Exception:
+            await self._put_back(key, taken)
+            raise
+        if value is ABSENT:
+            await self._put_back(key, taken)
+        return _or_default(key, default) if value is ABSENT else value
+
+    async def _look(self, key: str, deadline: Deadline) -> Cell | None:
+        """What a key has as far as is known before a write to it, which needs the same table; the log may know more."""
+        keyspace = self._open_keyspace()
+        try:
+            table = await keyspace.live(key, deadline, create=False)
+            if keyspace.signal[0] != keyspace.seen:
+                keyspace.catch_up()
+            return table.read(key)
+        except (StreamMissing, Rebuilding):
+            return None
+        except Closed:
+            if keyspace.closed:
+                raise
+            return None  # deleted under us
+
+    def _taken(self, key: str, cell: Cell) -> Any:
+        """The value that a ``pop`` takes."""
+        try:
+            return self._value(key, cell, ABSENT, expired=True)
+        except UnreadableValue as error:
+            raise UnreadableValue(f"the value of key {key!r} can't be read, and stays: {error}") from error
+
+    async def _put_back(self, key: str, cell: Cell) -> None:
+        """Undo a ``pop`` that took what can't be read: it was written between the look and the ``pop``. Where another has set
+        the key since, theirs counts."""
+        if self._expired(cell):
+            return
+        body, content_type, content_encoding, _, expires_ms, *_ = cell
+        record = Record("add", key, body, content_type, content_encoding, expires_ms, self._now(), new_id())
+        try:
+            await self._decide(record, create=False)
+        except Error as error:
+            raise OutcomeUnknown(
+                f"pop of key {key!r} took a value that can't be read, and it could not be put back for sure: read, and decide"
+            ) from error
 
     async def _popitem(self) -> tuple[str, Any]:
         keyspace, tried = self._open_keyspace(), set[tuple[str, int]]()
@@ -183,10 +237,13 @@ class Verbs(Reads):
 
     # Records
 
-    async def _decide(self, record: Record, *, max_age: int | None = None, create: bool = True) -> Outcome:
+    async def _decide(
+        self, record: Record, deadline: Deadline | None = None, *, max_age: int | None = None, create: bool = True
+    ) -> Outcome:
         """Append a conditional operation, and learn how it was decided at its place in the log."""
+        deadline = deadline or self._writing()
         try:
-            _, outcome = await self._open_keyspace().write(record, self._writing(), confirm=True, max_age=max_age, create=create)
+            _, outcome = await self._open_keyspace().write(record, deadline, confirm=True, max_age=max_age, create=create)
         except StreamMissing:
             if create:
                 raise
@@ -211,6 +268,12 @@ class Verbs(Reads):
                 f"a batch of {len(batch.keys)} keys takes more than {MAX_VALUE} bytes: a batch is one record, so split it"
             )
         return Record(op, "", body, written_ms=self._now(), id=new_id(), batch=batch)
+
+
+def _or_default(key: str, default: Any) -> Any:
+    if default is ABSENT:
+        raise KeyNotFound(f"key {key!r} has no value")
+    return default
 
 
 def _max_age(ttl: float | None) -> int | None:

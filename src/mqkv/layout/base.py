@@ -133,6 +133,11 @@ class Keyspace(ABC):
         """The newest cell of a key, as far as memory knows it."""
 
     @abstractmethod
+    async def live(self, key: str, deadline: Deadline, *, create: bool) -> Table:
+        """The table that tells of a key, and to which its writes go, loaded; ``StreamMissing`` where there is no stream to
+        ``create``."""
+
+    @abstractmethod
     async def write(
         self, record: Record, deadline: Deadline, *, confirm: bool, max_age: int | None = None, create: bool = True
     ) -> tuple[int, Outcome | None]:

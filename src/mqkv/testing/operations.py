@@ -6,6 +6,7 @@ Everything is asked of two stores, which on most engines have connections of the
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,6 +36,26 @@ def at_once(*calls: Any) -> list[Any]:
     for thread in threads:
         thread.join(60)
     return results
+
+
+class Shouting:
+    """A codec that reads only what it wrote. ``meanwhile`` happens once, when the next value is read."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def __init__(self, *, lenient: bool = False) -> None:
+        self.unreadable_is_absent = lenient
+
+    def encode(self, value: object) -> tuple[bytes, str | None]:
+        return str(value).upper().encode(), "text/x-shouting"
+
+    def decode(self, body: bytes, content_type: str | None) -> object:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        if content_type != "text/x-shouting":
+            raise mqkv.UnreadableValue("not shouted")
+        return body.decode().lower()
 
 
 class OperationsContract(AgreementContract):
@@ -186,6 +207,42 @@ class OperationsContract(AgreementContract):
         stores[0].set("k", "prize")
         results = at_once(*(lambda i=i: stores[i % 2].pop("k", "none") for i in range(6)))
         assert sorted(results) == ["none"] * 5 + ["prize"]
+
+    def test_what_a_store_can_not_read_it_does_not_take(self, make: MakeStore, other_url: str) -> None:
+        store, other = make(), make(other_url, codec=Shouting())
+        other.set("k", "theirs", ttl=60)
+        for take in (lambda: store.pop("k"), lambda: store.pop("k", None), store.popitem):
+            with pytest.raises(mqkv.UnreadableValue, match="'k'"):
+                take()
+        assert len(other.history("k")) == 1, "nothing was written"
+        assert other.get("k", fresh=True) == "theirs"
+        assert other.popitem() == ("k", "theirs")
+
+    def test_what_counts_as_absent_is_not_taken(self, make: MakeStore, other_url: str) -> None:
+        other, store = make(other_url), make(codec=Shouting(lenient=True))
+        store.set("a", "ours")
+        other.set("k", "theirs")
+        assert store.pop("k", "default") == "default"
+        assert store.popitem() == ("a", "ours")
+        with pytest.raises(mqkv.KeyNotFound):
+            store.popitem()
+        assert other.get("k", fresh=True) == "theirs"
+
+    @pytest.mark.parametrize("lenient", [False, True], ids=["strict", "lenient"])
+    def test_what_comes_to_be_unreadable_during_a_pop_is_put_back(self, make: MakeStore, other_url: str, lenient: bool) -> None:
+        other, codec = make(other_url), Shouting(lenient=lenient)
+        store = make(codec=codec)
+        store.set("k", "ours")
+        assert store.get("k", fresh=True) == "ours"
+        codec.meanwhile = lambda: other.set("k", {"theirs": 1}, ttl=60)
+        if lenient:
+            assert store.pop("k", "default") == "default"
+        else:
+            with pytest.raises(mqkv.UnreadableValue, match="'k'"):
+                store.pop("k")
+        assert other.get("k", fresh=True) == {"theirs": 1}
+        left = other.ttl("k")
+        assert left is not None and 50 < left <= 60
 
     def test_get_or_set(self, store: mqkv.Store, other: mqkv.Store) -> None:
         assert store.get_or_set("k", lambda: 1, ttl=60) == 1 and store.ttl("k") is not None
