@@ -567,6 +567,30 @@ def test_what_is_too_old_goes_in_whole_runs_and_a_small_history_stays(
     assert not opened(make(), "aged", old[run] + 1)[1].beheaded and not opened(make(), "s")[1].beheaded
 
 
+def test_a_folder_of_format_1_says_what_may_have_lost_its_beginning(engine: FileEngine, make: Make, database: Path) -> None:
+    for name in ("before", "trimmed", "lone"):
+        engine.declare(name, 60, 5)
+    before, trimmed = opened(engine, "before")[0], opened(engine, "trimmed")[0]
+    put(before, "first")
+    lost, left = put(trimmed, "lost"), put(trimmed, "left")
+    put(opened(engine, "s")[0], "kept")
+    engine.close()
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        for table in ("log", "place"):  # as it was done: without a mark
+            connection.execute(f"DELETE FROM {table} WHERE offset = ?", (lost,))
+        connection.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        reader = make()
+        sink = opened(reader, "trimmed")[1]
+        assert sink.beheaded and sink.offsets == [left] and sink.bodies == [b"left"]
+        assert result(reader.begin_read("trimmed", 0, 1000, 5)).truncated
+        for name, bodies in (("before", [b"first"]), ("s", [b"kept"]), ("lone", [])):
+            whole = opened(reader, name)[1]
+            assert not whole.beheaded and whole.bodies == bodies, name
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
+
+
 def test_a_process_that_slept_while_records_grew_too_old_begins_again(
     engine: FileEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

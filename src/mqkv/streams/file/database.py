@@ -31,7 +31,8 @@ Row = tuple[int, int, int, int, bytes]  #: offset, stream, at, checksum, blob
 
 NAME = "mqkv.sqlite"
 APPLICATION = 0x6D716B76
-VERSION = 1
+#: 2: what was removed as too old has left a mark. A folder of format 1 is brought up to date by the first who opens it.
+VERSION = 2
 #: So many records may be missing in ``place``.
 INDEX_EVERY = 256
 BATCH = 1000
@@ -64,6 +65,9 @@ _NEWEST_NEW = """SELECT offset, stream, at, crc, body FROM log WHERE stream = ? 
 ORDER BY offset DESC LIMIT 1"""
 _NEWEST_OLD = """SELECT offset, stream, at, crc, body FROM log WHERE offset =
 (SELECT offset FROM place WHERE stream = ? ORDER BY offset DESC LIMIT 1)"""
+
+_FIRST_GONE = """SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM log WHERE offset = 1)
+UNION ALL SELECT offset + 1 FROM log AS here WHERE NOT EXISTS (SELECT 1 FROM log WHERE offset = here.offset + 1) LIMIT 1"""
 
 _HEAD = Struct("<QQQ").pack
 _encoder = msgspec.msgpack.Encoder()
@@ -144,6 +148,26 @@ class Database:
         self.execute("PRAGMA journal_size_limit=67108864")
         if self.number("PRAGMA application_id") != APPLICATION:
             self.connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
+        elif self.number("PRAGMA user_version") < VERSION:
+            self._upgrade()
+
+    def _upgrade(self) -> None:
+        """Format 1 left no mark of what it dropped: a stream with a max-age may have lost its beginning if anything that
+        was written before what is left of it is gone. Whether it was another stream's can't be told."""
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            self._index()
+            gone = self.number(_FIRST_GONE)
+            for stream, first in self.execute(
+                "SELECT id, (SELECT min(offset) FROM place WHERE stream = id) FROM streams WHERE max_age IS NOT NULL"
+            ).fetchall():
+                if first is not None and first > gone:  # below 0: it has a mark
+                    self.execute("INSERT INTO place VALUES (?, ?)", (stream, -first))
+            self.execute(f"PRAGMA user_version = {VERSION}")
+            self.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
 
     def number(self, query: str, values: tuple[int, ...] = ()) -> int:
         row = self.execute(query, values).fetchone()
