@@ -137,16 +137,20 @@ def test_what_was_appended_in_an_outage_is_not_missed(
     until(lambda: sink.bodies == [*expected, b"after"])
 
 
-def test_next_on_an_empty_stream_misses_nothing(engine: AmqpEngine, other: AmqpEngine, stream: str) -> None:
+@pytest.mark.parametrize("start", [*Start, 0])
+def test_a_tail_that_began_at_an_empty_stream_misses_nothing(
+    engine: AmqpEngine, other: AmqpEngine, stream: str, start: Start | int
+) -> None:
     writer, _ = opened(other, stream)
-    tail, sink = opened(engine, stream, Start.NEXT)
+    tail, sink = opened(engine, stream, start)
     result(tail.ready)
     cut = Cut(engine)
     cut.cut()
-    result(writer.append(message(b"x"), 5))
+    for body in (b"x", b"y", b"z"):  # one by one, so that each is in a chunk of its own
+        result(writer.append(message(body), 5))
     cut.heal()
-    until(lambda: sink.bodies == [b"x"])
     until(lambda: sink.events == ["interrupted", "resumed"])
+    assert sink.bodies == [b"x", b"y", b"z"]
 
 
 @pytest.mark.parametrize("refill", [0, 1, 5, 20])

@@ -414,6 +414,8 @@ class AmqpTail(Tail):
         if self.live or self.error is not None:
             return
         self.live = self.sendable = True
+        if self.tip is None and self._from == "last":  # it is empty: after an outage, the last is not the first that came
+            self._from = 0
         self._strikes = 0
         self._cancelled = False
         if self._out_of_touch:
