@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ from dogpile.cache import make_region
 from dogpile.cache.api import NO_VALUE
 from dogpile.cache.region import CacheRegion
 
+from mqkv.dogpile import StreamInvalidation
+from mqkv.dogpile.kept import Kept
+from mqkv.errors import ConnectionFailed
 from mqkv.outage import SHORTEST_PAUSE
 from mqkv.testing.tools import run_threads
 
@@ -171,14 +175,128 @@ def test_memory_that_is_too_old_is_not_asked(make: Make) -> None:
     assert region.get("k") is NO_VALUE and region.get_or_create("k", lambda: "new") == "new" and region.get("k") == "new"
 
 
-def test_what_others_wrote_counts_where_only_writes_fail(make: Make) -> None:
+@pytest.fixture
+def only_reads(make: Make, monkeypatch: pytest.MonkeyPatch) -> tuple[CacheRegion, CacheRegion, Callable[[], None]]:
+    """A region that may read and not write, another of its values that may do both, and what lifts the ban."""
+    region, other = make(write_timeout=0.3), make()
+    banned = {"set": region.backend.store.set, "compare_and_set": region.backend.store.compare_and_set}
+
+    def refused(*arguments: object, **options: object) -> None:
+        raise ConnectionFailed("no permission to write: nothing was written")
+
+    for verb in banned:
+        monkeypatch.setattr(region.backend.store, verb, refused)
+
+    def lift() -> None:
+        for verb, real in banned.items():
+            monkeypatch.setattr(region.backend.store, verb, real)
+
+    return region, other, lift
+
+
+def wait_out_the_pause(region: CacheRegion) -> None:
+    region.backend._outage._now = lambda: time.monotonic() + 3600
+
+
+def test_what_was_created_is_read_where_only_writes_fail(only_reads: Any) -> None:
+    region, other, _ = only_reads
+    other.set("expired", "old")
+    region.set("k", "mine")
+    assert region.get("k") == "mine" and region.get_multi(["k", "?"]) == ["mine", NO_VALUE]
+    created: list[str] = []
+    time.sleep(1.05)
+    for pause in range(2):
+        for _ in range(3):
+            for key in ("page", "expired"):
+                assert region.get_or_create(key, lambda: created.append("new") or "new", expiration_time=1) == "new"
+        if not pause:
+            wait_out_the_pause(region)
+    assert created == ["new", "new"] and region.backend._outage.on
+    assert region.backend.store.stats()["staleness"] == 0 and other.get("k") is NO_VALUE
+
+
+def test_what_others_wrote_counts_where_only_writes_fail(only_reads: Any) -> None:
+    region, other, _ = only_reads
+    other.set_multi({"written": "old", "deleted": "old", "left": "old"})
+    region.set_multi({})
+    for key in ("written", "deleted", "left"):
+        region.set(key, "mine")
+    other.set("written", "theirs")
+    other.delete("deleted")
+    region.backend.store.sync()
+    assert [region.get(key) for key in ("written", "deleted", "left")] == ["theirs", NO_VALUE, "mine"]
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_what_was_kept_is_stored_when_writes_can_be_done_again(
+    only_reads: Any, old: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    region, other, lift = only_reads
+    if old:
+        other.set("k", "old")
+    region.set("k", "mine")
+    lift()
+    assert region.get("k") == "mine" and other.get("k") == ("old" if old else NO_VALUE), "the broker is left alone for a while"
+    wait_out_the_pause(region)
+    assert region.get("k") == "mine" and other.get("k") == "mine"
+    assert not region.backend._outage.on and region.backend._kept.get("k") is None and len(outages(caplog)) == 2
+
+
+def test_what_was_kept_over_an_outage_is_not_stored_over_what_others_wrote(make: Make) -> None:
     region = make(write_timeout=0.3)
     region.set("k", "old")
     faults(region).disconnect(appends="fail")
     region.set("k", "mine")
     assert region.get("k") == "mine"
     faults(region).reconnect()
-    assert region.get("k") == "old", "memory is as fresh as the broker again, and knows nothing of mine"
+    make().set("k", "theirs")
+    wait_out_the_pause(region)
+    assert region.get("k") == "theirs"
+
+
+def test_what_is_kept_takes_no_more_than_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mqkv.dogpile.kept.ROOM", 2**20)
+    tracemalloc.start()
+    try:
+        before, kept = tracemalloc.get_traced_memory()[0], Kept()
+        for number in range(20_000):
+            kept.put(f"a key of some length {number}", b"%d" % number, 60, NO_VALUE)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken < 1.3 * 2**20 and kept.get("a key of some length 19999") and not kept.get("a key of some length 0")
+    kept.put("a key of some length 19999", b"x" * 2**20, None, NO_VALUE)
+    assert kept.get("a key of some length 19999") is None, "too large, and the older one is not the newest"
+
+
+@pytest.mark.parametrize("expiration", [None, 60])
+def test_an_invalidation_in_the_stream_costs_no_page(make: Make, nowhere: str, expiration: float | None) -> None:
+    region = make(nowhere, expiration)
+    region.region_invalidator = StreamInvalidation(region)
+    begun, created = time.monotonic(), []
+    for _ in range(5):
+        assert region.get_or_create("k", lambda: created.append(1) or "v") == "v" and region.get("k") == "v"
+    assert created == [1] and time.monotonic() - begun < 3.5
+    with pytest.raises(OSError):
+        region.invalidate()
+    strict = make(nowhere, ignore_exceptions=False, read_timeout=0.3)
+    with pytest.raises(OSError):
+        StreamInvalidation(strict).was_hard_invalidated()
+
+
+def test_what_is_known_of_an_invalidation_holds_while_the_broker_is_away(make: Make) -> None:
+    region = make(expiration=60, max_staleness=0.1, write_timeout=0.3)
+    region.region_invalidator = StreamInvalidation(region)
+    region.set("k", "old")
+    region.invalidate()
+    assert region.get("k") is NO_VALUE
+    begun = time.time()
+    faults(region).disconnect(appends="fail")
+    time.sleep(0.2)
+    for _ in range(3):
+        assert region.get_or_create("k", lambda: "new") == "new"
+        assert region.region_invalidator.is_hard_invalidated(begun - 3600)
+        assert not region.region_invalidator.is_invalidated(begun)
 
 
 def test_a_value_is_kept_no_longer_than_it_would_live(make: Make, nowhere: str) -> None:

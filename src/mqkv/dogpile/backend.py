@@ -13,7 +13,7 @@ from dogpile.cache.api import NO_VALUE, BytesBackend, CantDeserializeException
 
 from mqkv.dogpile import options
 from mqkv.dogpile.codec import PLAIN_CODEC, signed_codec
-from mqkv.dogpile.kept import Kept
+from mqkv.dogpile.kept import Kept, Value
 from mqkv.dogpile.mutex import Locks, StreamMutex
 from mqkv.errors import Error, InvalidKey, ValueTooLarge
 from mqkv.outage import Outage, is_outage
@@ -135,6 +135,20 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
             return None
         return StreamMutex(self._locks, self._key(self._options.lock_prefix + key))
 
+    def times(self, name: str, known: object) -> object:
+        """What stands under a name of the backend's own; while the broker is away what memory knows of it, however old, or
+        ``known``."""
+        if not self._outage.on:
+            try:
+                return self._store.get(name)
+            except Error as error:
+                self._note(error)
+        else:
+            found = self._outage.call(_DROPPED, self._store.get, name, writing=False)
+            if found is not _DROPPED:
+                return found
+        return self._store.peek(name, known)
+
     def close(self) -> None:
         """Let go of the connection, unless others of this process use it. dogpile never calls it. Idempotent."""
         self._store.close()
@@ -159,7 +173,7 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
                     self._drop(name)
         if done is _DROPPED:
             for name, value in values.items():
-                self._kept.put(name, value, ttl)
+                self._kept.put(name, value, ttl, self._store.peek(name, NO_VALUE))
 
     def _drop(self, name: str) -> None:
         """Delete a value that is not the newest any more, if the broker is there."""
@@ -182,16 +196,25 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
 
     def _recall(self, name: str, found: Any) -> Any:
         """What there is of a key while the broker is away: what was created meanwhile, or what memory knows, unless that is too
-        old."""
+        old. Where only writes fail, what another has written since goes before what was created here."""
         stats, limit = self._store.stats(), self._options.max_staleness
         staleness = float(str(stats["staleness"]))
-        if staleness or not stats["tables"]:
-            kept = self._kept.get(name)
-            if kept is not None:
-                return kept
+        kept = self._kept.get(name)
+        if kept is not None:
+            if staleness or (found is _DROPPED and not stats["tables"]):
+                return kept.body
+            if kept.beside == (self._store.peek(name, NO_VALUE) if found is _DROPPED else found):
+                self._outage.call(None, self._put_back, name, kept, writing=True)
+                return kept.body
         if found is not _DROPPED:
             return found
         return NO_VALUE if limit is not None and staleness > limit else self._store.peek(name, NO_VALUE)
+
+    def _put_back(self, name: str, kept: Value) -> None:
+        """Store what was kept, unless another has written since. It is a write, and so ends the outage if it can be done."""
+        entry, ttl = self._store.entry(name), kept.ttl
+        if kept.beside == (NO_VALUE if entry is None else entry.value) and (ttl is None or ttl > 0):
+            self._store.compare_and_set(name, kept.body, None if entry is None else entry.revision, ttl=ttl)
 
     def _in_touch(self) -> bool:
         return self._store.stats()["staleness"] == 0

@@ -35,7 +35,8 @@ class StreamInvalidation(RegionInvalidationStrategy):  # type: ignore[misc, unus
     soon as the stream tells them (``store.sync()`` there waits for it). It never goes back: the later time wins, whoever was
     quicker to write it, and values older than a hard invalidation stay gone after a soft one. As with dogpile's own, the time is
     compared with the time of creation that each value's creator read on its own clock: keep clocks together. It outlives the
-    processes. Raises what :class:`mqkv.Store` raises. Thread-safe.
+    processes. While the broker is away, ``invalidate`` raises, and asking goes on with the times that this process knows; where
+    ``place`` is a store, or the backend's ``ignore_exceptions`` False, it raises what :class:`mqkv.Store` raises. Thread-safe.
     """
 
     def __init__(self, place: CacheRegion | StreamBackend | Store, name: str | None = None) -> None:
@@ -81,8 +82,8 @@ class StreamInvalidation(RegionInvalidationStrategy):  # type: ignore[misc, unus
         return times.soft > times.hard
 
     def _times(self) -> _Times:
-        body = self._store().get(self._key)
-        read = self._read
+        place, read = self._found(), self._read
+        body = place.get(self._key) if isinstance(place, Store) else place.times(self._key, read[0])
         if body is not read[0]:
             read = self._read = (body, self._parse(body))
         return read[1]
@@ -99,15 +100,17 @@ class StreamInvalidation(RegionInvalidationStrategy):  # type: ignore[misc, unus
             return _Times()
 
     def _store(self) -> Store:
+        place = self._found()
+        return place if isinstance(place, Store) else place.store
+
+    def _found(self) -> Store | StreamBackend:
         place: Any = self._place
         if isinstance(place, CacheRegion):
             place = place.backend
             while hasattr(place, "proxied"):
                 place = place.proxied
-        if isinstance(place, Store):
+        if isinstance(place, (Store, StreamBackend)):
             return place
-        if isinstance(place, StreamBackend):
-            return place.store
         raise InvalidOption(
             f"the region's backend is {type(place).__name__}, no StreamBackend: give StreamInvalidation a mqkv.Store"
         )
