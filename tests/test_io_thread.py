@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 import mqkv
 from mqkv.streams.amqp import AmqpEngine
-from mqkv.streams.base import Start
+from mqkv.streams.base import Promise, Start
 from mqkv.url import parse
 from test_amqp_faults import Cut, Sink, message, result, until
 
@@ -70,6 +71,45 @@ def test_a_callback_that_fails(engine: AmqpEngine, stream: str) -> None:
         until(lambda late=late: len(late) == 1)  # type: ignore[misc]
     assert sink.bodies == other.bodies == [b"%d" % number for number in range(5)]
     assert sink.events == other.events == []
+
+
+def test_what_interrupts_a_thread_in_its_place(broker: Any, prefix: str, layout: Any) -> None:
+    """As a signal's handler does, or a finaliser, that uses the store right where its thread sends."""
+    with mqkv.Store(broker.url, prefix=prefix, layout=layout, confirm=False) as store:
+        store.set("bye", 0)
+        store.flush()
+        link = store._keyspace.engine._link  # type: ignore[attr-defined]
+        came: list[int] = []
+
+        def interrupted(number: int) -> bool:
+            store.set("bye", number)
+            came.append(number)
+            return True
+
+        def act() -> None:
+            while not came:
+                link.here(interrupted, 1)
+
+        actor = threading.Thread(target=act, daemon=True)
+        actor.start()
+        actor.join(10)
+        assert not actor.is_alive() and came == [1]
+        store.flush()
+        assert store.get("bye", fresh=True) == 1
+        store.purge()
+
+
+def test_what_interrupts_a_thread_that_settles_a_promise() -> None:
+    kept: Promise[int] = Promise()
+
+    def interrupted() -> None:
+        with Promise._mutex:
+            kept.resolve(1)
+
+    actor = threading.Thread(target=interrupted, daemon=True)
+    actor.start()
+    actor.join(10)
+    assert kept.done()
 
 
 def test_what_fails_on_the_thread_itself(engine: AmqpEngine, stream: str, caplog: pytest.LogCaptureFixture) -> None:

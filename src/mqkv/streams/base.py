@@ -93,7 +93,7 @@ class Promise(Generic[T]):
     """A result that another thread will bring. Thread-safe; the first ``resolve`` or ``reject`` counts, later ones do nothing."""
 
     __slots__ = ("_callbacks", "_done", "_error", "_gate", "_value")
-    _mutex = threading.Lock()
+    _mutex = threading.RLock()  # a signal's handler may come in between
 
     _value: T
     _gate: threading.Lock | None
@@ -280,7 +280,7 @@ class Engine(ABC):
 
 def _after_fork() -> None:
     # Another thread of the parent may have held it.
-    Promise._mutex = threading.Lock()
+    Promise._mutex = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -85,7 +85,7 @@ class UnderWay:
     def __init__(self, link: Link, expire: Callable[[Append], None]) -> None:
         self._link = link
         self._expire = expire
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come in between
         self._room: Promise[None] | None = None
         self._count = self._bytes = 0
         # From here on for the I/O thread.

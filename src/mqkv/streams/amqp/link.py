@@ -109,7 +109,7 @@ class Link:
         self.closed = False
         self._owner = owner
         self._log = log
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._loop: Loop | None = None
         self._thread: threading.Thread | None = None
         self._calls: deque[Callable[[], None]] = deque()
@@ -169,9 +169,13 @@ class Link:
         with self._lock:
             self.check()
             if self._loop is None:
-                self._loop = Loop()
-                self._thread = threading.Thread(target=self._run, args=(self._loop,), name="mqkv-amqp", daemon=True)
-                self._thread.start()
+                loop = Loop()
+                thread = threading.Thread(target=self._run, args=(loop,), name="mqkv-amqp", daemon=True)
+                if self._loop is not None:  # a signal's handler was here in between
+                    loop.close()  # type: ignore[unreachable]
+                    return self._loop
+                self._loop, self._thread = loop, thread
+                thread.start()
             return self._loop
 
     def _run(self, loop: Loop) -> None:
@@ -240,7 +244,7 @@ class Link:
     def abandon(self) -> None:
         """In a forked child: close the descriptors, which are shared with the parent, without a word on them."""
         self.closed = True
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         transport = getattr(self._connection, "_transport", None)
         for sock in (getattr(transport, "_sock", None), *_wakers(self._loop)):
             if sock is not None:

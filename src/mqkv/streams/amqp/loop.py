@@ -6,7 +6,9 @@ thread where that waits for the broker: it does the I/O thread's work itself. Ru
 1. ``here`` runs a function while the I/O thread waits in the poller, and keeps it there: what belongs to the I/O thread belongs
    to the function meanwhile. It never waits for the I/O thread, so whoever calls it may hold any lock.
 2. The function must not run callbacks of others (they may want a lock that its caller holds), nor wait.
-3. Where pika's private names are not there, the I/O thread is never said to wait, and does all itself.
+3. It may be interrupted by what runs in its thread without being asked (a signal's handler, a finaliser). Whatever that wants of
+   the I/O thread goes to the queue: the one that was interrupted is half done.
+4. Where pika's private names are not there, the I/O thread is never said to wait, and does all itself.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ class Loop:
 
     def __init__(self) -> None:
         self.raw = IOLoop()
-        self._gate = threading.Lock()
+        self._gate = threading.RLock()  # who holds it may be interrupted, and come back here
         self._waiting = False  # in the poller
+        self._acting = False  # somebody is in its place
         self._timers: list[Timer] = []
         self._forgotten = 0
         self._armed = float("inf")
@@ -81,7 +84,13 @@ class Loop:
         if not self._waiting:
             return False
         with self._gate:
-            return self._waiting and function(argument)  # type: ignore[redundant-expr]  # it may have changed
+            if self._acting or not self._waiting:  # it may have changed
+                return False
+            self._acting = True
+            try:
+                return function(argument)
+            finally:
+                self._acting = False
 
     def run(self) -> None:
         """Until ``stop``, or an error."""
