@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 PUBLISH, ACK, NACK = (60, 40), (60, 80), (60, 120)
+NACKED = struct.pack(">HH", *NACK)
 
 
 class Nacker:
@@ -23,9 +24,12 @@ class Nacker:
         self.refuse = refuse
         self.published = 0
         self.refused: set[int] = set()
+        self.passes: Callable[[bytes], bool] = lambda frame: True  #: whether a client is given this of its broker
+        self.nacks = 0
         self._open: set[int] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
+        self._cut: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
@@ -61,6 +65,9 @@ class Nacker:
                         break
                     payload, data = data[7 : 7 + length], data[length + 8 :]
                     payloads = change(payload) if kind == 1 else [payload]
+                    if change == self._from_broker:
+                        payloads = [each for each in payloads if self.passes(each)]
+                        self.nacks += sum(kind == 1 and each.startswith(NACKED) for each in payloads)
                     for each in payloads:
                         target.sendall(struct.pack(">BHI", kind, channel, len(each)) + each + b"\xce")
         for each in (source, target):
@@ -84,16 +91,22 @@ class Nacker:
         self._open.difference_update(tags)
         return [struct.pack(">HHQB", *(NACK if each in self.refused else ACK), each, 0) for each in tags]
 
+    def cut(self) -> None:
+        """Break all connections."""
+        sockets, self._sockets = self._sockets, []
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._cut += sockets
+
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._threads[0].join()
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+        self.cut()
         for thread in self._threads:
             thread.join()
-        for each in self._sockets:
+        for each in self._cut:
             each.close()
 
 

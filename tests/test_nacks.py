@@ -13,7 +13,7 @@ from mqkv.errors import ConnectionFailed, OutcomeUnknown
 from mqkv.streams.amqp import AmqpEngine
 from mqkv.streams.base import RETRY_HEADER, Start
 from mqkv.url import parse
-from nacker import nacker
+from nacker import NACKED, nacker
 from test_amqp_faults import Sink, message, result, until
 
 
@@ -70,3 +70,36 @@ def test_a_broker_that_takes_nothing(broker: Any, timeout: float) -> None:
     assert all(isinstance(each, OutcomeUnknown) for each in ends)
     assert witness.bodies == [b"first"]
     assert len(asked) < 1 + 10 * 8  # the pauses grow
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "not-told"])
+def test_what_was_overtaken_is_not_written_after_a_lost_connection(broker: Any, told: bool) -> None:
+    """That the later one was taken is known by its delivery alone, on the next connection; and the nack may be lost, too."""
+    stream, refused = f"nack-{uuid.uuid4().hex}", set[int]()
+    other = AmqpEngine(parse(broker.url))
+    with nacker(broker.port, refused.__contains__) as proxy:
+        engine = AmqpEngine(parse(broker.url.replace(f":{broker.port}/", f":{proxy.address}/")))
+        try:
+            other.declare(stream, None, 10)
+            witness = Sink()
+            result(other.open(stream, Start.FIRST, witness).ready)
+            tail = engine.open(stream, Start.FIRST, Sink())
+            result(tail.append(message(b"first"), 10))
+            refused.add(proxy.published + 1)
+            proxy.passes = lambda frame: told and frame.startswith(NACKED)
+            overtaken, later = [tail.append(message(body), 10) for body in (b"overtaken", b"later")]
+            until(lambda: witness.bodies == [b"first", b"later"] and proxy.nacks == told)
+            refused.clear()
+            proxy.passes = lambda frame: True
+            proxy.cut()
+            assert result(later) == witness.got[1][0]
+            assert overtaken.wait(12)
+            error = overtaken.error()
+            assert isinstance(error, ConnectionFailed if told else OutcomeUnknown), error
+            result(tail.append(message(b"last"), 10))
+            until(lambda: len(witness.got) >= 3)
+            assert witness.bodies == [b"first", b"later", b"last"]
+        finally:
+            engine.close()
+            other.delete(stream, 10)
+            other.close()

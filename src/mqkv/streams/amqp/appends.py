@@ -75,6 +75,19 @@ class Append:
         return self.channel is not None and self.channel.drop is None
 
     @property
+    def first(self) -> Append:
+        """The earliest with this id: what comes back may be its."""
+        append = self
+        while append.twin is not None:
+            append = append.twin
+        return append
+
+    @property
+    def nacked(self) -> bool:
+        """Whether the broker said that it could not take what was sent last."""
+        return self.channel is None and self.copies > 0
+
+    @property
     def delivered(self) -> bool:
         return self.settled and self.promise.done() and self.promise.error() is None
 

@@ -178,12 +178,16 @@ class Publisher:
 
     def flush(self, tail: AmqpTail) -> None:
         """Send what waits for this tail: what was never sent, and once more what may have been."""
+        if tail.sendable and not tail.held:
+            self._refuse_overtaken(tail)
         self._offer([append for append in tail.waiting.values() if self._due(append)])
 
     def _due(self, append: Append) -> bool:
         tail = append.tail
         if append.settled or not tail.sendable or tail.held:
             return False
+        if append.nacked and not tail.live:
+            return False  # what was delivered by then tells whether it would be written out of its order
         return append.channel is not self._channel or append.epoch != tail.epoch
 
     def _offer(self, appends: list[Append]) -> None:
@@ -326,11 +330,18 @@ class Publisher:
             return
         busy = {append.tail for append in self._unconfirmed.values()}
         for tail in [each for each in self._nacked if each not in busy]:
-            for append in list(tail.waiting.values()):
-                if append.channel is None and append.copies and append.number < tail.taken:
-                    self._refuse(append, Dropped("basic.nack: it took later ones of this stream, so this one is not sent again"))
+            self._refuse_overtaken(tail)
             pause = self._nacked.pop(tail)
             self._link.later(pause, lambda tail=tail: self.unhold(tail))  # type: ignore[misc]
+
+    def _refuse_overtaken(self, tail: AmqpTail) -> None:
+        """What the broker did not take, although it took a later one. Where the connection was lost first, that shows when all
+        that was taken on it has been delivered: a broker works off a channel in order."""
+        for append in [each for each in tail.waiting.values() if each.copies and each.number < tail.taken]:
+            lost = tail.live and self._due(append)
+            if append.nacked or lost:
+                reason = Dropped("basic.nack: it took later ones of this stream, so this one is not sent again")
+                self._refuse(append, reason, doubt=not append.nacked)
 
     def unhold(self, tail: AmqpTail) -> None:
         tail.held -= 1
@@ -387,10 +398,10 @@ class Publisher:
                 if append.suspect or (not append.copies and append.tail.sendable):
                     self._refuse(append, reason)
 
-    def _refuse(self, append: Append, reason: Dropped) -> None:
+    def _refuse(self, append: Append, reason: Dropped, *, doubt: bool = False) -> None:
         if not append.settled:
             append.tail.drop(append)
-            doubt = append.copies > 1 or append.suspect
+            doubt = doubt or append.copies > 1 or append.suspect
             self.reject(append, refusal(reason, append.tail.stream.name, len(append.message.body), doubt))
 
     # Deadlines, and the end
