@@ -6,7 +6,8 @@ It knows messages and offsets, no key. Rules:
    signal, and gives the message to the sinks: nothing came between, so nothing need be read back.
 2. A signal that equals what the tails know means that nothing that has returned anywhere is missing here (``shared.py``, rule 1).
 3. No connection of SQLite lives through a fork (``forks.py``).
-4. ``?sync=normal`` (the default): what returned survives the kill of any process; a power loss may take the last commits, and
+4. What the folder holds is looked at before every use (one ``stat``): files that nobody can open any more are let go of.
+5. ``?sync=normal`` (the default): what returned survives the kill of any process; a power loss may take the last commits, and
    never damages the database. ``?sync=full``: it survives a power loss as well, and an append waits for the disk.
 """
 
@@ -53,6 +54,7 @@ class FileEngine(Engine):
         self._database: Database | None = None
         self._tails = Tails(self._log, url.path)
         self._listener: threading.Thread | None = None
+        self._heard: Shared | None = None  #: whose signal the listener waits for
         self._closed = False
         self._forking = False
         enlist(self)
@@ -127,7 +129,8 @@ class FileEngine(Engine):
         self._with(work, timeout, writing=True)
 
     def catch_up(self) -> None:
-        if self.signal[0] != self._tails.known or self._closed:
+        shared = self._shared
+        if self.signal[0] != self._tails.known or self._closed or (shared is not None and shared.gone()):
             self._with(self._tails.catch_up, PATIENCE)
 
     def listen(self) -> None:
@@ -148,10 +151,11 @@ class FileEngine(Engine):
             if base is not None:
                 base.close()
         if listener is not None and listener is not threading.current_thread():
-            assert shared is not None
             while listener.is_alive():  # a wake can come just before its wait begins
-                shared.wake(SIGNAL)
+                if self._heard is not None:
+                    self._heard.wake(SIGNAL)
                 listener.join(0.01)
+        self._heard = None
         if shared is not None:
             shared.close()
 
@@ -163,8 +167,11 @@ class FileEngine(Engine):
         if not lock.acquire(timeout=timeout):
             return _broken(WriteTimeout(f"other threads kept {self.url.path} busy for {timeout:g} s; nothing was written"))
         try:
-            base, shared, tails = self._database or self._connect(), self._shared, self._tails
+            base = self._base()
+            shared, tails = self._shared, self._tails
             assert shared is not None
+            if stream.log is not tails:
+                raise missing(stream.name)
             if not shared.acquire(timeout):
                 return _broken(WriteTimeout(f"other processes kept {self.url.path} busy for {timeout:g} s; nothing was written"))
             try:
@@ -243,7 +250,7 @@ class FileEngine(Engine):
             kind = WriteTimeout if writing else ConnectionFailed
             raise kind(f"other threads kept {self.url.path} busy for {timeout:g} s: try again")
         try:
-            return work(self._database or self._connect())
+            return work(self._base())
         except (Error, OSError, *database.Failure) as error:
             ours = mapped(error, self.url.path, writing=writing)
             if ours is error:
@@ -266,6 +273,28 @@ class FileEngine(Engine):
     def _tell(self, offset: int) -> None:
         assert self._shared is not None
         self._shared.words[SIGNAL] = offset
+
+    def _base(self) -> Database:
+        """The database that is in the folder now. Under the lock."""
+        if self._shared is not None and self._shared.gone():
+            self._lose()
+        return self._database or self._connect()
+
+    def _lose(self) -> None:
+        """The folder was removed under us: what is in our hands is nobody's, and all streams are gone. Under the lock."""
+        base, shared, tails = self._database, self._shared, self._tails
+        assert shared is not None
+        self._log(logging.ERROR, "folder-removed", path=self.url.path)
+        self._database = self._shared = None
+        self.signal = UNOPENED
+        self._tails = Tails(self._log, self.url.path)
+        self._tails.damaged = tails.damaged
+        if base is not None:
+            base.close()
+        shared.words[SIGNAL] += 1  # other processes that hold these files look, too
+        shared.wake(SIGNAL)
+        shared.close()
+        tails.end_all()
 
     def _connect(self) -> Database:
         if self._closed:
@@ -295,6 +324,7 @@ class FileEngine(Engine):
                 self._shared = None
                 shared.close()
             raise
+        shared.guard(database.NAME)
         self.signal = shared.words
         self._log.debug("connect", path=self.url.path, sync=self._sync)
         assert self._database is not None
@@ -303,6 +333,7 @@ class FileEngine(Engine):
     def _listen(self) -> None:
         shared = self._shared
         while shared is not None and not self._closed:
+            self._heard = shared
             shared.words[LISTENING] = int(time.monotonic() + LISTEN * 2)
             signal = shared.words[SIGNAL]
             try:
@@ -312,6 +343,8 @@ class FileEngine(Engine):
             except Error as error:
                 self._log(logging.ERROR, "listen", path=self.url.path, error=error)
             shared.wait(SIGNAL, signal, LISTEN)
+            with self._lock:  # or it is between two folders
+                shared = self._shared or shared
 
     # Forking
 
@@ -331,7 +364,7 @@ class FileEngine(Engine):
             return
         self._closed = True
         self._lock = threading.RLock()
-        self._listener = None
+        self._listener = self._heard = None
         self._tails = Tails(self._log, self.url.path)
         if self._database is not None:  # it could not be closed before the fork: never touch it, never finalise it
             _inherited.append(self._database)

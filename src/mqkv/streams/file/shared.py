@@ -8,7 +8,9 @@ It knows nothing of databases and streams. Rules:
    killed between commit and store leaves a signal that is too low by a record that nobody was promised.
 3. Words 2 and 3 say until when (monotonic seconds) somebody may be waiting for the signal, or for the lock. While they are past,
    a writer calls no kernel to wake anybody. A killed waiter costs system calls for a minute, nothing else.
-4. Waiting is a futex on Linux; where threads are greenlets, in a native thread. Elsewhere the words are looked at every 5 ms.
+4. Who holds files that are no longer the ones of the folder (it was removed, moved, or swept by a cleaner of /tmp) shares nothing
+   with those who come later: ``gone`` says so, for the price of one ``stat``.
+5. Waiting is a futex on Linux; where threads are greenlets, in a native thread. Elsewhere the words are looked at every 5 ms.
 """
 
 from __future__ import annotations
@@ -52,10 +54,22 @@ def _open_private(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file has this name; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class Shared:
     """The words and the lock of a folder, for one engine. ``acquire`` and ``release`` are for one thread at a time."""
 
     def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._files: dict[str, tuple[int, int]] = {}
+        self._seen: tuple[int, int, int] | None = None
         # Two files: a mapping keeps a descriptor of its own, and one that a forked child keeps must not hold the lock.
         descriptor = _open_private(Path(folder) / "mqkv.signal")
         try:
@@ -67,6 +81,27 @@ class Shared:
         self.words = cast("MutableSequence[int]", memoryview(self._map).cast("Q"))
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) if _syscall else 0
         self._lock = _open_private(Path(folder) / "mqkv.lock")
+        self.guard("mqkv.signal")
+        self.guard("mqkv.lock")
+
+    def guard(self, name: str) -> None:
+        """Have ``gone`` look at the file that has this name now."""
+        self._files[name] = _identity(self._folder / name) or (0, 0)
+
+    def gone(self) -> bool:
+        """Whether a file of the folder was removed, or replaced, since it was opened."""
+        try:
+            folder = self._folder.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # whoever needs it says what is wrong
+        seen = folder.st_dev, folder.st_ino, folder.st_mtime_ns
+        if seen != self._seen:
+            if any(_identity(self._folder / name) != one for name, one in self._files.items()):
+                return True
+            self._seen = seen
+        return False
 
     def acquire(self, timeout: float) -> bool:
         """Become the only writer of all processes; False if that took longer than ``timeout``."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Stream:
     """A stream that somebody has opened here."""
 
-    def __init__(self, id: int, name: str, max_age: int | None) -> None:
+    def __init__(self, id: int, name: str, max_age: int | None, log: Tails) -> None:
+        self.log = log  #: whose numbers these are: another folder has another stream of this id
         self.id = id
         self.name = name
         self.max_age = max_age
@@ -114,7 +115,7 @@ class Tails:
         found = base.find(name)
         if found is None:
             raise missing(name)
-        tail.stream = Stream(found[0], name, found[1])
+        tail.stream = Stream(found[0], name, found[1], self)
         if isinstance(start, int):
             tail.position = start
         elif start is Start.NEXT:
@@ -127,6 +128,8 @@ class Tails:
         """The next messages of a tail that is loading; and whether these were all: they are delivered, and it is attached."""
         assert tail.stream is not None
         stream = tail.stream
+        if stream.log is not self:
+            raise missing(stream.name)
         rows = base.of_stream(stream.id, tail.position)
         complete = len(rows) < BATCH
         if complete:
@@ -187,6 +190,14 @@ class Tails:
         for stream in self.streams.values():
             stream.tails = ()
         self.streams = {}
+
+    def end_all(self) -> None:
+        """The streams are gone, with all that holds them."""
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            tails, stream.tails = stream.tails, ()
+            for tail in tails:
+                tail.sink.ended(missing(stream.name))
 
     def read(self, row: Row, stream: str) -> Message | None:
         """The message of a row; None for a damaged one."""
