@@ -1,4 +1,7 @@
-"""What a caller may pass, checked once at the public edge. Pure."""
+"""What a caller may pass, checked once at the public edge. Pure.
+
+What comes out of it is a plain ``str``, also where a subclass was passed: not every engine takes those.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,16 @@ MAX_TTL = 100 * 366 * 86_400
 _CLEAN = re.compile("[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+").fullmatch
 
 
+def plain(text: str) -> str:
+    """The characters of a ``str``, whatever its class makes of them."""
+    return text if type(text) is str else str.__str__(text)
+
+
 def key_text(key: object, what: str = "key") -> str:
     """The key, if it is one that every layout takes."""
     if not isinstance(key, str):
         raise InvalidKey(f"a {what} must be a str, not {type(key).__name__}")
+    key = plain(key)
     if not key:
         raise InvalidKey(f"a {what} must not be empty")
     if _CLEAN(key) is None:
@@ -55,12 +64,13 @@ def shared_key(key: object) -> str:
 def shared_keys(keys: Iterable[object]) -> list[str]:
     """Many keys at once: the same rules, a fifth of the cost."""
     texts: list[Any] = list(keys)
+    if not texts:
+        return []
     try:
+        texts = list(map(str.__str__, texts))
         joined = "".join(texts)
     except TypeError:  # not all of them are str
         joined = RESERVED
-    if not texts:
-        return []
     if RESERVED in joined or not _CLEAN(joined) or not all(texts) or len(max(texts, key=len)) > MAX_SHARED_KEY // 4:
         return [shared_key(key) for key in texts]
     return texts

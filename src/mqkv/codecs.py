@@ -1,5 +1,8 @@
 """Values <-> bodies: what goes in comes out. Pure.
 
+A subclass of ``str`` or ``bytes`` comes out as the plain type, and so do members of enums and dicts of other classes within a
+list or dict: equal to what went in, and no more than that.
+
 The default codec takes ``str``, ``bytes`` and what JSON has, and tells them apart by the content type. A codec of your own takes
 more; it is handed to ``Store(codec=...)``, and every process that reads the keyspace must have it.
 """

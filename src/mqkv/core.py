@@ -89,7 +89,7 @@ class Core:
         if max_staleness is not None and max_staleness != 0:
             check.positive("max_staleness", max_staleness)
         self._prefix = check.name_text(prefix, "prefix")
-        check.name_text(name, "name")
+        name = check.name_text(name, "name")
         self._read_timeout, self._write_timeout = read_timeout, write_timeout
         self._confirm, self._pack = bool(confirm), bool(pack)
         self._codec = BoundCodec(codec)
@@ -97,7 +97,7 @@ class Core:
         self._log = Log(logger)
         self._shared = layout == "shared"
         options = Options(self._codec, clock, max_entries, max_staleness, _maker[:LONGEST_MAKER])
-        self._place = registry.Place(self._url, prefix, layout, name, options, logger)
+        self._place = registry.Place(self._url, self._prefix, layout, name, options, logger)
         self._preloaded: dict[str, None] = {}
         self._unreadable = 0
         self._state: Literal["open", "forked", "closed"] = "open"
@@ -180,13 +180,17 @@ class Core:
 
     def _encode(self, key: str, value: object) -> tuple[bytes, str | None]:
         body, content_type = self._codec.encode(key, value)
-        if not isinstance(body, bytes):
-            raise InvalidValue(f"the codec gave {type(body).__name__} for key {key!r}, not bytes")
+        if type(body) is not bytes:
+            if not isinstance(body, bytes):
+                raise InvalidValue(f"the codec gave {type(body).__name__} for key {key!r}, not bytes")
+            body = bytes(memoryview(body))  # not every engine takes a subclass
         if not self._codec.ours and not (check.is_content_type(content_type) and is_well_formed(body, content_type)):
             raise InvalidValue(
                 f"the codec gave, for key {key!r}, a body that is not what its content type ({str(content_type)[:80]!a}) says, "
                 "so that nobody could read it: None is for UTF-8 text; have the codec name a type of its own"
             )
+        if type(content_type) is not str and content_type is not None:
+            content_type = check.plain(content_type)
         if len(body) > MAX_VALUE:
             raise ValueTooLarge(f"the value of key {key!r} takes {len(body)} bytes, and {MAX_VALUE} are allowed")
         return body, content_type

@@ -57,7 +57,7 @@ class LockCore:
     """What locks for threads and for event loops have in common."""
 
     def __init__(self, core: Core, name: str, ttl: float, timeout: float | None) -> None:
-        check.shared_key(name)
+        name = check.shared_key(name)
         check.positive("ttl", ttl)
         self._core = core
         self._name = name

@@ -127,6 +127,7 @@ class Reads(Core):
         return keyspace
 
     def _new_watch(self, key: str) -> Watch:
-        if not is_pattern(check.key_text(key)):
+        key = check.key_text(key)
+        if not is_pattern(key):
             self._key(key)
         return Watch(key, matcher(key), self._codec, self._log)

@@ -20,6 +20,18 @@ import mqkv
 from mqkv.testing.fixtures import BAD_KEYS, BAD_TTLS, BAD_VALUES, KEYS, VALUES, Clock, MakeStore, StoreFixtures
 
 
+class Text(str):
+    """As Django's SafeString, SQLAlchemy's quoted_name and the like: a ``str`` with a mind of its own."""
+
+    def __str__(self) -> str:
+        return f"<{super().__str__()}>"
+
+
+class Octets(bytes):
+    def __bytes__(self) -> bytes:
+        return b"another"
+
+
 class StoreContract(StoreFixtures):
     """Reading, writing, following."""
 
@@ -53,6 +65,24 @@ class StoreContract(StoreFixtures):
         value: Any = store.get("k")
         value["list"].append(2)
         assert store.get("k") == {"list": [1]}
+
+    def test_a_subclass_of_str_or_bytes_is_taken_as_what_it_holds(self, store: mqkv.Store, other: mqkv.Store) -> None:
+        with store.lock(Text("l"), timeout=10):
+            assert store.watch(Text("k")).pattern == "k"
+        store.set(Text("k"), Octets(b"v"))
+        store.set_many({Text("a"): Octets(b"w"), Text("b"): Text("text"), "c": 1})
+        assert store.add(Text("d"), Text("d")) and store.incr(Text("n"), initial=1) == 2
+        assert store.compare_and_set(Text("k"), Octets(b"x"), store.set(Text("k"), Text("s")))
+        for reader in (store, other):
+            reader.sync()
+            found = {key: reader.get(Text(key), fresh=True) for key in "kabcdn"}
+            assert found == {"k": b"x", "a": b"w", "b": "text", "c": 1, "d": "d", "n": 2}
+            assert {type(value) for value in found.values()} == {bytes, str, int}
+            assert reader.get_many([Text(key) for key in "ab"]) == {"a": b"w", "b": "text"}
+            assert {type(key) for key in reader.keys()} == {str}  # noqa: SIM118 -- a store is no dict
+        assert store.delete_many([Text("a"), "b"]) == 2 and store.pop(Text("d")) == "d" and store.delete(Text("n"))
+        store.clear(prefix=Text("c"))
+        assert store.keys() == ["k"]
 
     def test_none_is_a_value(self, store: mqkv.Store) -> None:
         store.set("k", None)
