@@ -53,6 +53,23 @@ def test_as_a_whole(d: mqkv.StreamDict) -> None:
     assert d == {} and not d and len(d) == 0
 
 
+def test_views_are_of_now_and_each_iteration_of_one_moment(d: mqkv.StreamDict) -> None:
+    d.update({"a": 1, "b": 1, "c": 1})
+    items, values, keys = d.items(), d.values(), d.keys()
+    assert sorted(items) == [("a", 1), ("b", 1), ("c", 1)] and list(values) == [1, 1, 1]
+    d["a"] = 2
+    assert ("a", 2) in items and ("a", 1) not in items and 2 in values
+    del d["b"]
+    assert ("b", 1) not in items and "b" not in keys and len(items) == len(values) == 2 and (1, 1) not in items
+    begun, all_values = iter(items), iter(values)
+    first = next(begun), next(all_values)
+    del d["c"]
+    d["d"] = 4
+    assert sorted(items) == [("a", 2), ("d", 4)] and sorted(values) == [2, 4]
+    assert sorted([first[0], *begun]) == [("a", 2), ("c", 1)] and sorted([first[1], *all_values]) == [1, 2]
+    assert items == {("a", 2), ("d", 4)} and items & [("a", 2), ("a", 1)] == {("a", 2)}
+
+
 def test_pop_setdefault_popitem(d: mqkv.StreamDict) -> None:
     assert d.setdefault("k", 1) == 1 and d.setdefault("k", 2) == 1
     assert d.pop("k") == 1 and d.pop("k", None) is None

@@ -6,7 +6,7 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, M
 from types import TracebackType
 from typing import Any, TypeVar
 
-from mqkv.errors import KeyNotFound
+from mqkv.errors import InvalidKey, KeyNotFound
 from mqkv.store import Store
 
 _ABSENT: Any = object()
@@ -18,10 +18,10 @@ class StreamDict(MutableMapping[str, Any]):
     """A dict whose keys live in a keyspace: shared between processes, and still there tomorrow. Thread-safe.
 
     Made from a URL (the shared layout and the name "dict", unless told otherwise; options are those of :class:`mqkv.Store`), or
-    from a store, which stays open when the dict is closed. Iteration, views and ``==`` work on the keys of one moment, in the
-    order in which they were first written (in a keyspace with ``max_entries``: last written). A value that was changed in place
-    must be set again. ``pop``, ``popitem`` and ``setdefault`` are one step each, whoever else writes; so is ``update`` in the
-    shared layout.
+    from a store, which stays open when the dict is closed. Each iteration, of the dict or of a view, and ``==`` work on the keys
+    of one moment, in the order in which they were first written (in a keyspace with ``max_entries``: last written). A value that
+    was changed in place must be set again. ``pop``, ``popitem`` and ``setdefault`` are one step each, whoever else writes; so is
+    ``update`` in the shared layout.
 
     What was made from a URL can be pickled, to be opened in another process: the pickle holds the URL, with its password.
     """
@@ -151,10 +151,10 @@ class StreamDict(MutableMapping[str, Any]):
         return _Keys(self)
 
     def items(self) -> ItemsView[str, Any]:
-        return _Items(_Snapshot(self))
+        return _Items(self)
 
     def values(self) -> ValuesView[Any]:
-        return _Values(_Snapshot(self))
+        return _Values(self)
 
     def close(self) -> None:
         """Close the store, if it was opened here. Idempotent."""
@@ -172,34 +172,45 @@ def _opened(kind: type[D], place: str, options: dict[str, Any]) -> D:
     return kind(place, **options)
 
 
-class _Snapshot(Mapping[str, Any]):
-    """What a view looks at: each iteration takes the keys and values of one moment."""
-
-    def __init__(self, mapping: StreamDict) -> None:
-        self._mapping = mapping
-        self._moment: dict[str, Any] = {}
-
-    def __getitem__(self, key: str) -> Any:
-        return self._moment[key] if key in self._moment else self._mapping[key]
-
-    def __iter__(self) -> Iterator[str]:
-        self._moment = self._mapping.copy()
-        return iter(self._moment)
-
-    def __len__(self) -> int:
-        return len(self._mapping)
-
-
 class _Keys(KeysView[str]):
     def __reversed__(self) -> Iterator[str]:
         return reversed(list(self))
 
 
 class _Items(ItemsView[str, Any]):
+    """Each iteration takes the keys and values of one moment; what is asked for by itself is looked up when it is."""
+
+    def __init__(self, mapping: StreamDict) -> None:
+        super().__init__(mapping)
+        self._all = mapping
+
+    def __contains__(self, item: Any) -> bool:
+        key, value = item
+        try:
+            known = self._all[key]
+        except (KeyError, InvalidKey):
+            return False
+        return known is value or bool(known == value)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._all.copy().items())
+
     def __reversed__(self) -> Iterator[tuple[str, Any]]:
-        yield from reversed(list(self))
+        return reversed(self._all.copy().items())
 
 
 class _Values(ValuesView[Any]):
+    """The same."""
+
+    def __init__(self, mapping: StreamDict) -> None:
+        super().__init__(mapping)
+        self._all = mapping
+
+    def __contains__(self, value: object) -> bool:
+        return any(known is value or known == value for known in self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._all.copy().values())
+
     def __reversed__(self) -> Iterator[Any]:
-        yield from reversed(list(self))
+        return reversed(self._all.copy().values())
