@@ -187,6 +187,8 @@ def test_a_broker_that_goes_and_comes_back(settings: Any, own_broker: Any) -> No
     assert not cache.set("k", [2])
     assert not cache.set("k", [3]) and cache.get("k") == [1]
     assert time.monotonic() - begun < 9
+    health = mqkv.django.health()
+    assert not health and health.staleness > 0
     own_broker.start()
     deadline = time.monotonic() + 60
     while not cache.set("k", [4]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import NamedTuple
 
@@ -44,6 +45,6 @@ def health(alias: str = DEFAULT_CACHE_ALIAS) -> Health:
     except mqkv.Error as problem:
         error = f"{type(problem).__name__}: {problem}"
     staleness = 0.0
-    if not error:
+    with contextlib.suppress(mqkv.Error):  # closed meanwhile
         staleness = float(str(store.stats().get("staleness", 0.0)))
     return Health(not error, time.monotonic() - begun, staleness, error)
