@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import mqkv
+from mqkv.streams.base import RETRY_HEADER, Message
 from mqkv.streams.file.database import RUN
 from mqkv.testing.fixtures import Clock
 from mqkv.testing.tools import opened, put
@@ -330,3 +331,39 @@ def test_an_anchor_of_unknown_outcome_means_that_nothing_was_done(make: Any) -> 
     with pytest.raises(mqkv.WriteTimeout, match="nothing else was done"):
         second.incr("k")
     assert first.get("k", fresh=True) == 1 and second.incr("k") == 2
+
+
+@pytest.mark.parametrize("url", ["memory"], indirect=True)
+@pytest.mark.parametrize("middle", [False, True], ids=["whole", "middle"])
+@pytest.mark.parametrize("op", ["set", "set_many", "touch", "incr"])
+def test_what_was_sent_again_is_read_by_who_comes_late(
+    make: Any, prefix: str, op: str, middle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second copy, behind which everything is gone: who wrote it knows what it did, and says so."""
+    first, stream = make(), f"{prefix}.k"
+    first.set("k", 1, ttl=10)
+    if middle:
+        first = make()  # its table begins at the newest record
+        assert first.touch("k", 10)
+    engine: Any = first._open_keyspace().engine
+    add, again = engine._add, [True]
+
+    def add_again(log: Any, message: Message) -> int:
+        if log.name == stream and again and again.pop():
+            message = message._replace(headers={**message.headers, RETRY_HEADER: True})
+        return int(add(log, message))
+
+    monkeypatch.setattr(engine, "_add", add_again)
+    if op == "set":
+        first.set("k", 2)
+    elif op == "set_many":
+        first.set_many({"k": 2})
+    elif op == "incr":
+        assert first.incr("k") == 2
+    else:
+        assert first.touch("k", 10)
+    assert not again
+    log = engine._streams[stream]
+    engine.faults.retain(stream, [RETRY_HEADER in each.headers for each in log.messages][::-1].index(True) + 1)
+    late = make()
+    assert late.get("k") == (1 if op == "touch" else 2) and late.touch("k", 10) and late.items()

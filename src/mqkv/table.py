@@ -66,6 +66,8 @@ class Table(View):
         #: The record that a fold may begin at was written after this, by ``time.monotonic``; None: nobody can say.
         self.rests_since: float | None = None
         self._written_after: float | None = None  # so was the record that was folded last
+        #: Whether one that may be a second copy came since: who begins behind the first one knows nothing from there on.
+        self.behind_retry = False
         self.max_age: int | str | None = UNKNOWN  #: of its stream, in seconds
         self._anchored: tuple[int, float | None] | None = None  #: the last anchor: where, and since when
         #: The offset of the first record that it could not judge; it tells nothing from there on.
@@ -237,6 +239,7 @@ class Table(View):
             self.whole = self.determined = self._from_first
             self.beheaded, self.doubted_at = False, None
             self.rests_since = self._written_after = self._anchored = None
+            self.behind_retry = False
             self._hearing.forget()
             self.rebuilding = True
             if self.key is None:
@@ -270,6 +273,8 @@ class Table(View):
         outcome = fold(state, offset, record)
         if state.removed:  # a malformed record moves the log clock, too
             self._forget_removed()
+        if record.retry:
+            self.rests_since, self._anchored, self.behind_retry = None, None, True
         if outcome is None:
             if id is None or not record.retry:
                 self._skip(offset, "a repeat, malformed, or of an unknown operation")
@@ -310,6 +315,9 @@ class Table(View):
             if self.beheaded:
                 self._begin(offset, record)
         elif record.retry and self.determined and not self.state.knows(record.id):
+            own = self._own.get(record.id or "")
+            if own is not None and not own[1].retry:
+                return  # we sent it, and all its copies stand behind our beginning
             self.determined, self.doubted_at = False, offset
             self._middle = Middle()
             self._middle.read(offset, record)
@@ -342,14 +350,14 @@ class Table(View):
             self._written_after = max(own[2], self._written_after or own[2])
         if record.op in ("set", "delete") and not record.retry:
             self._anchored = None
-            self.rests_since = self._written_after
+            self.rests_since, self.behind_retry = self._written_after, False
         elif record.op == "state" and not record.retry:
             anchored, told = self._anchored, told_by(record)
             self._anchored = offset, self._written_after
             if told is not None and told.after == offset - 1:
-                self.rests_since = self._written_after
+                self.rests_since, self.behind_retry = self._written_after, False
             elif told is not None and anchored is not None and told.after >= anchored[0]:
-                self.rests_since = anchored[1]
+                self.rests_since, self.behind_retry = anchored[1], False
 
     def place(self) -> Anchor | None:
         """What an anchor would tell now; None where nothing is known, or nothing has been."""

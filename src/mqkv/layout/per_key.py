@@ -105,6 +105,9 @@ class PerKeyKeyspace(FollowedKeys):
                 offset, outcome = await self.write_to(table, record, deadline, confirm=confirm, shared=False)
                 if outcome is None and confirm and record.op != "set":
                     outcome = await self._outcome(record, offset, deadline)
+                if confirm and table.behind_retry:
+                    with contextlib.suppress(Error):  # what was to be written is
+                        await self._anchored(table, record.key, deadline)
                 return offset, outcome
             except (StreamMissing, Closed) as error:
                 if self.closed:
@@ -136,6 +139,11 @@ class PerKeyKeyspace(FollowedKeys):
             tables = {key: await self._complete(key, table, deadline) for key, table in tables.items()}
         places = [(tables[record.key], record) for record in records if record.key in tables]
         outcomes = await self.write_each(places, deadline, confirm=confirm, shared=False)
+        if confirm:
+            for table, record in places:
+                if table.behind_retry:
+                    with contextlib.suppress(Error):
+                        await self._anchored(table, record.key, deadline)
         if confirm and not create:
             for number, (table, record) in enumerate(places):
                 if not table.determined:
