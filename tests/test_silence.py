@@ -170,6 +170,9 @@ def test_a_broker_that_takes_no_messages_is_not_silent(own_broker: Any, prefix: 
             while clock.seconds < 3:
                 assert strict.get("here") is not None
                 time.sleep(0.01)
+            if layout == "per-key":
+                with pytest.raises(mqkv.ReadTimeout, match="alarm"):
+                    strict.get("elsewhere")
         finally:
             own_broker.ctl("set_vm_memory_high_watermark", "0.6")
         clock = Clock()

@@ -48,7 +48,14 @@ class Question(Generic[T]):
         spawn(self._answer(ask))
 
     def _give_up(self) -> None:
-        self.promise.reject(self._late if self._link.session is not None else self._link.late())
+        session = self._link.session
+        if session is None:
+            late: Error = self._link.late()
+        elif session.blocked:
+            late = type(self._late)(f"{self._late}: it has a memory or disk alarm, and reads nothing from those who write")
+        else:
+            late = self._late
+        self.promise.reject(late)
         self.over.resolve(None)
 
     async def _answer(self, ask: Callable[[Session], Awaitable[T]]) -> None:
