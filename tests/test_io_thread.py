@@ -112,6 +112,28 @@ def test_what_interrupts_a_thread_that_settles_a_promise() -> None:
     assert kept.done()
 
 
+def test_what_is_begun_as_the_engine_is_closed(engine: AmqpEngine, broker: Any) -> None:
+    """By a thread that had looked whether it was closed, and was then held up."""
+    late = AmqpEngine(parse(broker.url))
+    stream = f"io-{uuid.uuid4().hex}"
+    late.declare(stream, None, 10)
+    tail = late.open(stream, Start.FIRST, Sink())
+    result(tail.append(message(b"0"), 10))
+    late.close()
+    late._link.check = lambda: None  # type: ignore[method-assign]
+    promises: list[Promise[Any]] = [
+        tail.append(message(b"1"), 10),
+        late.begin_last(stream, 10),
+        late.begin_declare(stream, None, 10),
+        late.begin_delete(stream, 10),
+        late.open(stream, Start.FIRST, Sink()).attached,
+        late.open(stream, Start.FIRST, Sink()).ready,
+    ]
+    assert [type(promise.error()) if promise.wait(1) else None for promise in promises] == [mqkv.Closed] * 6
+    assert late._publisher._under_way._count == 0
+    engine.delete(stream, 10)
+
+
 def test_what_fails_on_the_thread_itself(engine: AmqpEngine, stream: str, caplog: pytest.LogCaptureFixture) -> None:
     """As a bug of ours would: in a call, a timer, and in the handling of a lost connection itself."""
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from mqkv.errors import OutcomeUnknown, ReadTimeout, StreamMissing, WriteTimeout
+from mqkv.errors import Closed, OutcomeUnknown, ReadTimeout, StreamMissing, WriteTimeout
 from mqkv.logfmt import Log
 from mqkv.streams.amqp import reads
 from mqkv.streams.amqp.failures import Behind
@@ -138,6 +138,8 @@ class AmqpEngine(Engine):
 
         if not self._link.here(begin, question):
             self._link.call(lambda: question.begin(ask))
+        if self._link.closed:
+            question.promise.reject(Closed("this engine was closed meanwhile"))
         return question.promise
 
     def open(self, stream: str, start: Start | int, sink: Sink) -> Tail:
@@ -145,6 +147,8 @@ class AmqpEngine(Engine):
         registered = Stream(stream, self._publisher, self._streams, self._seen)
         tail = AmqpTail(registered, start, sink, self._publisher, self._link, self._log)
         self._link.call(lambda: self._open(tail))
+        if self._link.closed:
+            tail.give_up()
         return tail
 
     def room(self) -> Promise[None] | None:
@@ -237,3 +241,4 @@ class AmqpEngine(Engine):
         self._publisher.close()
         for tail in self._tails():
             tail.closed = True
+            tail.give_up()

@@ -193,8 +193,9 @@ class Link:
             loop.close()
 
     def _say_goodbye(self) -> None:
+        self.closed = True  # who hands over something from now on sees it, and what was handed over before is begun
+        self._run_calls()
         self._safely(self._owner.farewell)
-        self.closed = True
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             waiter.reject(Closed("this engine was closed"))

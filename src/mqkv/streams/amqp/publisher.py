@@ -85,7 +85,17 @@ class Publisher:
             except BaseException:  # a signal's, say, before the I/O thread was told
                 self._link.call(self._take)
                 raise
+        if self._link.closed:
+            self._take_back(append)
         return append.promise
+
+    def _take_back(self, append: Append) -> None:
+        """The engine was closed meanwhile: unless the I/O thread has taken it, and settles it, nobody will."""
+        try:
+            self._queue.remove(append)
+        except ValueError:
+            return
+        self.reject(append, Closed("the engine was closed; nothing was written"))
 
     def _at_once(self, append: Append) -> bool:
         """In the caller's thread, in place of the I/O thread: send an append that nothing stands before. Settles nothing."""

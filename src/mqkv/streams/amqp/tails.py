@@ -100,6 +100,11 @@ class AmqpTail(Tail):
             if not self._link.closed:
                 self._link.call(self._close)
 
+    def give_up(self) -> None:
+        """Nobody will attach it any more: its engine was closed."""
+        for promise in (self.attached, self.ready):
+            promise.reject(Closed("this engine was closed meanwhile"))
+
     # On the I/O thread from here on.
 
     @property
@@ -495,6 +500,7 @@ class AmqpTail(Tail):
         self._recent.clear()
         self.stream.seen.forget(self.stream.name)
         self.position = self.stream.top = -1
+        self.taken = 0
         self.stream.disavow()
         self._from = 0
         self._placed = self._start is not Start.LAST
