@@ -26,6 +26,7 @@ class Nacker:
         self.refused: set[int] = set()
         self.passes: Callable[[bytes], bool] = lambda frame: True  #: whether a client is given this of its broker
         self.nacks = 0
+        self.breaks: set[int] = set()  #: messages that break their channel: they go to an exchange that does not exist
         self._open: set[int] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
@@ -78,6 +79,8 @@ class Nacker:
         if struct.unpack_from(">HH", payload) == PUBLISH:
             self.published += 1
             self._open.add(self.published)
+            if self.published in self.breaks:
+                return [payload[:6] + b"\x04nope" + payload[7 + payload[6] :]]
             if self.refuse(self.published):
                 self.refused.add(self.published)
                 return [payload[:-2] + b"~\x00"]  # another name, and not mandatory

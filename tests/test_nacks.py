@@ -103,3 +103,35 @@ def test_what_was_overtaken_is_not_written_after_a_lost_connection(broker: Any, 
             engine.close()
             other.delete(stream, 10)
             other.close()
+
+
+def test_what_is_confirmed_and_on_its_way_is_not_overtaken(broker: Any) -> None:
+    """Another's message breaks the channel; the tail stays as it is, and has not got all yet."""
+    names = [f"nack-{uuid.uuid4().hex}" for _ in range(2)]
+    other = AmqpEngine(parse(broker.url))
+    with nacker(broker.port, lambda n: False) as proxy:
+        engine = AmqpEngine(parse(broker.url.replace(f":{broker.port}/", f":{proxy.address}/")))
+        try:
+            for name in names:
+                other.declare(name, None, 10)
+            tail, neighbour = [engine.open(name, Start.FIRST, Sink()) for name in names]
+            for each in (tail, neighbour):
+                result(each.append(message(b"first"), 10))
+            held: list[Any] = []
+            receive, tail.receive = tail.receive, held.append  # type: ignore[attr-defined]
+            promises = [tail.append(message(b"%d" % number), 10) for number in range(4)]
+            until(lambda: not engine._publisher._unconfirmed)
+            before = proxy.published
+            proxy.breaks.add(before + 1)
+            refused = neighbour.append(message(b"refused"), 10)
+            assert refused.wait(10) and isinstance(refused.error(), ConnectionFailed)
+            until(lambda: proxy.published >= before + 1 + len(promises) or promises[0].done())
+            tail.receive = receive  # type: ignore[attr-defined]
+            engine._link.call(lambda: [receive(batch) for batch in held])
+            ends = [result(promise) for promise in promises]
+            assert ends == sorted(ends)
+        finally:
+            engine.close()
+            for name in names:
+                other.delete(name, 10)
+            other.close()

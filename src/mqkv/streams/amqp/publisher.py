@@ -345,11 +345,11 @@ class Publisher:
             self._link.later(pause, lambda tail=tail: self.unhold(tail))  # type: ignore[misc]
 
     def _refuse_overtaken(self, tail: AmqpTail) -> None:
-        """What the broker did not take, although it took a later one. Where the connection was lost first, that shows when all
-        that was taken on it has been delivered: a broker works off a channel in order."""
-        for append in [each for each in tail.waiting.values() if each.copies and each.number < tail.taken]:
-            lost = tail.live and self._due(append)
-            if append.nacked or lost:
+        """What the broker did not take, although it took a later one: it said so, or that has come back, where this would have
+        come before it."""
+        for append in [each for each in tail.waiting.values() if each.copies]:
+            overtaken = append.number < tail.delivered and self._due(append)
+            if overtaken or (append.nacked and append.number < tail.taken):
                 reason = Dropped("basic.nack: it took later ones of this stream, so this one is not sent again")
                 self._refuse(append, reason, doubt=not append.nacked)
 

@@ -58,7 +58,8 @@ class AmqpTail(Tail):
         self.live = False  #: caught up
         self.sendable = False
         self.held = 0  #: how many want appends to wait although they could be sent
-        self.taken = 0  #: the number of the last append that the broker has confirmed, or delivered
+        self.taken = 0  #: the number of the last append that the broker has confirmed
+        self.delivered = 0  #: the same, of the last that has come back
         self.closed = False
         self.left = False  #: closed, and nothing is under way
         self.error: Error | None = None
@@ -459,7 +460,7 @@ class AmqpTail(Tail):
         for offset, message in batch:
             append = waiting.pop(message.id, None) if message.id is not None else None
             if append is not None:
-                self.taken = max(self.taken, append.first.number)
+                self.delivered = max(self.delivered, append.first.number)
             if append is not None and append.epoch != self.epoch and message.body != append.message.body:
                 # LavinMQ has no checksums: what it was writing when it was killed, it takes for whole.
                 torn = OutcomeUnknown(f"an append to {self.stream.name} stands in the log, but not as it was sent")
