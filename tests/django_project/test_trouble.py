@@ -205,6 +205,18 @@ def test_memory_answers_while_the_broker_is_left_alone(memory_entry: Any, settin
     cache._shared.outage.failed(mqkv.WriteTimeout("it takes no writes"), time.monotonic(), writing=True)
     assert cache.get("k") == 1 and cache.get_many(["k"]) == {"k": 1} and asyncio.run(cache.aget("k")) == 1
     assert cache.set("k", 2) is False and cache.get("k") == 1
+    assert cache.incr_version("k") is None and asyncio.run(cache.aincr_version("k")) is None and cache.get("k") == 1
+
+
+def test_a_cache_opens_anew_after_its_stores_were_closed(settings: Any, tmp_path: Any) -> None:
+    options = {"IGNORE_EXCEPTIONS": True}
+    settings.CACHES = {"default": {"BACKEND": "mqkv.django.StreamCache", "LOCATION": f"file://{tmp_path}/kv", "OPTIONS": options}}
+    cache = caches["default"]
+    for number in range(3):
+        assert cache.set("k", number) and cache.get("k") == number and asyncio.run(cache.aget("k")) == number
+        assert mqkv.django.health() and not cache._outage.on
+        mqkv.django.close_stores()
+    assert asyncio.run(cache.aget("k")) == 2 and cache._shared.store is mqkv.django.get_store()
 
 
 def test_a_broker_that_answers_nothing(settings: Any) -> None:

@@ -227,17 +227,18 @@ class AsyncMethods:
         return await self._ado(None, "delete_many", names) if names else None
 
     @mirror
-    async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+    async def aincr_version(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
         version = self.version if version is None else version
-        entry = await self._ado(None, "entry", self.make_and_validate_key(key, version=version))
+        entry = await self._ado(_ABSENT, "entry", self.make_and_validate_key(key, version=version))
         if entry is None:
             raise ValueError(f"Key {key!r} not found")
-        await self.aset(key, entry.value, seconds_left(entry), version + delta)
+        if entry is _ABSENT or not await self.aset(key, entry.value, seconds_left(entry), version + delta):
+            return None
         await self.adelete(key, version)
         return version + delta
 
     @mirror
-    async def adecr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
+    async def adecr_version(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
         return await self.aincr_version(key, -delta, version)
 
     @mirror

@@ -96,7 +96,12 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         if self._broken is not None:
             raise self._broken
         twins = [alias for alias in self._aliases if getattr(caches._connections, alias, None) is self]
-        return self._open((twins or self._aliases or ["default"])[0])
+        return self._open((twins or self._aliases or ["default"])[0]).used_by(self)
+
+    def let_go(self) -> None:
+        """The store was closed: the next use opens anew."""
+        for name in ("_store", "_outage", "_shared"):
+            self.__dict__.pop(name, None)
 
     def _open(self, alias: str) -> Shared:
         return shared(store_config(self._url, self._options, alias, self._top_max_entries))
@@ -296,13 +301,15 @@ class StreamCache(AsyncMethods, RedisMethods, BaseCache):  # type: ignore[misc]
         names = [self.make_and_validate_key(key, version=version) for key in keys]
         return self._do(None, self._store.delete_many, names) if names else None
 
-    def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        """Move a value to another version, with its ttl; the version. Where there is none: ``ValueError``."""
+    def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
+        """Move a value to another version, with its ttl; the version, or None where the broker failed and that is ignored. Where
+        there is no value: ``ValueError``."""
         version = self.version if version is None else version
-        entry = self._look(None, self._store.entry, self.make_and_validate_key(key, version=version))
+        entry = self._look(_ABSENT, self._store.entry, self.make_and_validate_key(key, version=version))
         if entry is None:
             raise ValueError(f"Key {key!r} not found")
-        self.set(key, entry.value, seconds_left(entry), version + delta)
+        if entry is _ABSENT or not self.set(key, entry.value, seconds_left(entry), version + delta):
+            return None
         self.delete(key, version)
         return version + delta
 

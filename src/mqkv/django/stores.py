@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,6 +37,12 @@ class Shared:
         self.store: mqkv.Store = _open(mqkv.Store, config, config.url, self.codec)
         self.outage = Outage(self._in_touch, logger if config.logs_outages else _nowhere)
         self._async_store: mqkv.AsyncStore | None = None
+        self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def used_by(self, backend: Any) -> Shared:
+        """Have a backend object, which keeps what it found here, let go of it when this is closed."""
+        self._users.add(backend)
+        return self
 
     @property
     def async_store(self) -> mqkv.AsyncStore:
@@ -54,6 +61,8 @@ class Shared:
         return self.staleness() == 0
 
     def close(self) -> None:
+        for backend in list(self._users):
+            backend.let_go()
         self.store.close()
         if self._async_store is not None:
             with ThreadPoolExecutor(1) as pool:  # there may be a loop in this thread
