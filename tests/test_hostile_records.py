@@ -19,6 +19,7 @@ FOREIGN = [
     Message(b"v", {"__mqkv_key__": "k", "__mqkv_expires_ms__": True}),
     Message(b"v", {"__mqkv_key__": "k", "__mqkv_deleted__": "yes"}),
     Message(b"{", {"__mqkv_key__": "k"}, content_type="application/json"),
+    Message(b'"\xff"', {"__mqkv_key__": "k"}, content_type="application/json"),
     Message(b"v", {"__mqkv_op__": "unheard-of", "__mqkv_op_key__": "k"}),
     Message(b"v", {"__mqkv_op__": 5}),
 ]
@@ -48,6 +49,23 @@ def test_foreign_records_are_skipped_counted_and_logged_once(store: mqkv.Store, 
     assert store.get("k", fresh=True) == "after" and store.items() == [("k", "after")]
     assert sum("at=skip" in record.message for record in caplog.records) == 1
     assert not any("kills" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("body", [b"1e999", b"-1e999", b"9" * 5_000, b"[" * 90 + b"]" * 90, b'"1"', b"1" * 30, b"null"])
+def test_what_is_no_number_is_not_counted_and_ends_nothing(store: mqkv.Store, body: bytes) -> None:
+    store.set("other", 1)
+    inject(store, Message(body, {"__mqkv_key__": "k"}, content_type="application/json"))
+    with pytest.raises(mqkv.NotANumber):
+        store.incr("k")
+    assert store.incr("other") == 2 and store.get("other", fresh=True) == 2
+    store.set("k", 5)
+    assert store.incr("k") == 6
+
+
+def test_a_text_that_is_no_utf_8_and_is_counted(store: mqkv.Store) -> None:
+    store.set("k", 1)
+    inject(store, Message(b'"\xff"', {"__mqkv_key__": "k"}, content_type="application/json"))
+    assert store.incr("k") == 2 and store.get("k", fresh=True) == 2 and store.keys() == ["k"]
 
 
 def test_unknown_headers_are_ignored(store: mqkv.Store) -> None:

@@ -120,6 +120,8 @@ def is_well_formed(body: bytes, content_type: str | None) -> bool:
             body.decode()
         elif content_type == JSON:
             msgspec.json.decode(body, type=msgspec.Raw)
+            if not body.isascii():  # what stands within a str is passed over by the line above
+                body.decode()
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return False
     return True

@@ -12,6 +12,8 @@ from mqkv.state import Cell
 
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _WHOLE = re.compile(rb"-?[0-9]{1,19}").fullmatch
+#: A number as JSON has it. Nothing else is decoded: no nesting, no text, no more digits than anybody means.
+_JSON = re.compile(rb"[ \t\n\r]*-?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,9})?[ \t\n\r]*").fullmatch
 
 
 def read(cell: Cell) -> int | float | None:
@@ -20,11 +22,11 @@ def read(cell: Cell) -> int | float | None:
         return None
     if cell.content_type is None:
         return int(cell.body) if _WHOLE(cell.body) else None
-    if cell.content_type != JSON:
+    if cell.content_type != JSON or not _JSON(cell.body):
         return None
     try:
         value = msgspec.json.decode(cell.body)
-    except (msgspec.DecodeError, RecursionError):
+    except msgspec.DecodeError:  # not finite, or a zero in front
         return None
     if type(value) is int:
         return value if _SMALLEST <= value <= _LARGEST else None  # a longer one cannot even be added to a float
