@@ -264,6 +264,21 @@ def test_what_came_late_is_not_taken_for_young(make: Any, url: str, prefix: str,
     assert late.get("k") == 2 * RUN - 1 and not late.add("k", "never")
 
 
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_a_key_whose_maker_died_before_it_could_tell(make: Any, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream is there, with a max-age, and the directory does not know of it."""
+    first, stream, now = make(), f"{prefix}.k", [time.time(), time.monotonic()]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[1])
+    engine = first._open_keyspace().engine
+    engine.declare(stream, 2, 5)
+    for number in range(1_500):
+        now[0], now[1] = now[0] + 0.005, now[1] + 0.005
+        assert first.incr("k", initial=0) == number + 1
+    assert engine._with(lambda base: base.trimmed(base.find(stream)[0]), 5) > 500  # type: ignore[attr-defined]
+    assert make().get("k") == 1_500 and make().incr("k") == 1_501
+
+
 @pytest.mark.slow
 @pytest.mark.rabbitmq_only("its segments can be made small")
 def test_a_broker_that_drops_what_is_too_old_keeps_what_a_key_rests_on(own_broker: Any, prefix: str) -> None:

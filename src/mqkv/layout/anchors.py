@@ -22,6 +22,11 @@ from mqkv.waiting import Deadline
 #: Operations whose outcome depends on nothing that stands before them.
 PLAIN = ("set", "delete")
 
+#: What the directory says of a key whose stream was there already, made by nobody knows whom.
+FOUND = b"?"
+#: The shortest max-age, in seconds: what a stream may have of which none is known.
+SHORTEST = 1
+
 
 async def anchored(keyspace: Keyspace, table: Table, max_age: int, deadline: Deadline) -> None:
     """Have the state of a table rest on a young record."""
@@ -39,6 +44,11 @@ async def anchored(keyspace: Keyspace, table: Table, max_age: int, deadline: Dea
             offset, _ = await keyspace.write_to(table, record, deadline, confirm=True, shared=False)
         if offset == place.after + 1:
             return
+
+
+def age_by(listed: bytes | None) -> int | None:
+    """The max-age to reckon with, by what the directory says of a key; None: it says nothing of it."""
+    return SHORTEST if listed is None or listed == FOUND else max_age_in(listed)
 
 
 def told_of(max_age: int | None) -> bytes:

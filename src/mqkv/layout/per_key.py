@@ -19,7 +19,7 @@ from mqkv.errors import Closed, Error, LogTruncated, OutcomeUnknown, Stale, Stre
 from mqkv.fold import Cell, Outcome
 from mqkv.ids import new_id
 from mqkv.inbox import Inbox
-from mqkv.layout.anchors import PLAIN, anchored, max_age_in, told_of
+from mqkv.layout.anchors import FOUND, PLAIN, age_by, anchored, max_age_in, told_of
 from mqkv.layout.base import Options, answered, before, loaded, reached, rebuilt
 from mqkv.layout.followed import FollowedKeys, windows
 from mqkv.layout.patterns import Arrivals
@@ -324,7 +324,7 @@ class PerKeyKeyspace(FollowedKeys):
         if table.max_age is UNKNOWN:
             with contextlib.suppress(LogTruncated):  # of the directory: then it is not known, as where another policy is at work
                 listed = await self._directory.read(key, deadline)
-                table.max_age = None if listed is None else max_age_in(listed.body)
+                table.max_age = age_by(None if listed is None else listed.body)
         if isinstance(table.max_age, int):
             await anchored(self, table, table.max_age, deadline)
 
@@ -360,8 +360,11 @@ class PerKeyKeyspace(FollowedKeys):
         ages = {key: max_age_in(body) for key, body in told.items()}
         new = []
         for key in keys:
-            if made or key not in told:
-                new.append((key, told_of(min((age for age in (ages.get(key), max_age) if age is not None), default=None)), None))
+            if made:
+                age = min((age for age in (ages.get(key), max_age) if age is not None), default=None)
+                new.append((key, told_of(age), None))
+            elif key not in told:  # its maker died before it could tell, or is about to, or is the gem
+                new.append((key, FOUND, None))
         if new:
             batch, now = of_sets(new), time_ms(self.options.clock())
             record = Record("set_many", "", pack(batch), written_ms=now, id=new_id(), batch=batch)
