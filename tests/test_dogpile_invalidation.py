@@ -116,6 +116,16 @@ def test_it_never_goes_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None
     assert here.get("k") is NO_VALUE and there.get("k") is NO_VALUE
 
 
+@pytest.mark.parametrize("before", [{}, {"secret": "another secret"}])
+def test_times_of_another_secret_are_overwritten(make: Make, before: dict[str, Any]) -> None:
+    make(**before).invalidate()
+    region = make(secret="the new secret")
+    region.set("k", 1)
+    region.invalidate()
+    assert region.get("k") is NO_VALUE and region.region_invalidator.was_hard_invalidated()
+    assert region.backend.store.stats()["failed_writes"] == 0
+
+
 def test_regions_of_one_keyspace_are_told_apart_by_name(make: Make) -> None:
     one, other, one_again = make("one"), make("other"), make("one", apart=True)
     one.set("k", 1)

@@ -20,6 +20,7 @@ FOREIGN = [
     Message(b"v", {"__mqkv_key__": "k", "__mqkv_deleted__": "yes"}),
     Message(b"{", {"__mqkv_key__": "k"}, content_type="application/json"),
     Message(b'"\xff"', {"__mqkv_key__": "k"}, content_type="application/json"),
+    Message(b"[" * 501 + b"]" * 501, {"__mqkv_key__": "k"}, content_type="application/json"),
     Message(b"v", {"__mqkv_op__": "unheard-of", "__mqkv_op_key__": "k"}),
     Message(b"v", {"__mqkv_op__": 5}),
 ]

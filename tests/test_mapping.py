@@ -70,6 +70,36 @@ def test_views_are_of_now_and_each_iteration_of_one_moment(d: mqkv.StreamDict) -
     assert items == {("a", 2), ("d", 4)} and items & [("a", 2), ("a", 1)] == {("a", 2)}
 
 
+class Lenient(mqkv.codecs.DefaultCodec):
+    unreadable_is_absent = True
+
+
+def test_setdefault_where_a_value_of_another_codec_counts_as_absent(d: mqkv.StreamDict, url: str, prefix: str) -> None:
+    class Other:
+        def encode(self, value: object) -> tuple[bytes, str]:
+            return b"?", "application/x-other"
+
+    layout = "shared" if d.store._shared else "per-key"
+    with mqkv.StreamDict(url, prefix=prefix, layout=layout, codec=Other()) as other:
+        other["k"] = 1
+    with mqkv.StreamDict(url, prefix=prefix, layout=layout, codec=Lenient()) as lenient:
+        assert "k" not in lenient and lenient.setdefault("k", 2) == 2 and lenient["k"] == 2
+
+
+def test_what_another_dict_holds_is_taken_at_one_moment(d: mqkv.StreamDict, monkeypatch: pytest.MonkeyPatch) -> None:
+    d.update({"a": 1, "b": 2})
+    keys = d.store.keys
+
+    def keys_of_a_moment_ago(pattern: str | None = None) -> list[str]:
+        found = keys(pattern)
+        d.store.delete("a")
+        return found
+
+    monkeypatch.setattr(d.store, "keys", keys_of_a_moment_ago)
+    d.update(d)
+    assert d.copy() == {"a": 1, "b": 2}
+
+
 def test_pop_setdefault_popitem(d: mqkv.StreamDict) -> None:
     assert d.setdefault("k", 1) == 1 and d.setdefault("k", 2) == 1
     assert d.pop("k") == 1 and d.pop("k", None) is None

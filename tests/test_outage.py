@@ -15,7 +15,7 @@ ERROR = mqkv.ConnectionFailed("nobody answers")
 class World:
     def __init__(self) -> None:
         self.now, self.in_touch, self.calls = 1_000.0, True, 0
-        self.error: mqkv.Error | None = None
+        self.error: BaseException | None = None
         self.takes = 0.0
         self.outage = Outage(lambda: self.in_touch, logging.getLogger("outage"), monotonic=lambda: self.now)
 
@@ -115,10 +115,33 @@ def test_one_outage_is_one_line_and_another_at_its_end(world: World, caplog: pyt
     assert len(caplog.records) == 3, "another outage"
 
 
-def test_what_the_caller_did_wrong_comes_out(world: World) -> None:
+@pytest.mark.parametrize(
+    "error", [mqkv.ValueTooLarge("large"), mqkv.InvalidKey("bad"), TypeError(), SystemExit(), KeyboardInterrupt()]
+)
+@pytest.mark.parametrize("writing", [True, False])
+def test_what_says_nothing_of_the_broker_ends_nothing_and_holds_nobody_up(
+    world: World, error: BaseException, writing: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = [lambda: world.outage.call("dropped", world.ask, writing=writing)]
+    if writing:
+        calls.append(lambda: world.outage.insist(world.ask))
+    for call in calls:
+        world.error = ERROR
+        world.write()
+        world.error, world.now = error, world.now + 20
+        caplog.clear()
+        with pytest.raises(type(error)):
+            call()
+        assert world.outage.on and not caplog.records, "it was judged without the broker"
+        world.error = None
+        assert world.write() == "answer" and not world.outage.on, "the next one finds out at once"
+
+
+@pytest.mark.parametrize("error", [mqkv.KeyNotFound("k"), mqkv.NotANumber("k")])
+def test_an_error_that_is_an_answer_ends_it(world: World, error: mqkv.Error) -> None:
     world.error = ERROR
-    world.read()
-    world.error, world.now = mqkv.ValueTooLarge("large"), world.now + 2
-    with pytest.raises(mqkv.ValueTooLarge):
-        world.read()
-    assert not world.outage.on, "it was judged without the broker, or by it: in touch at any rate"
+    world.write()
+    world.error, world.now = error, world.now + 2
+    with pytest.raises(type(error)):
+        world.write()
+    assert not world.outage.on

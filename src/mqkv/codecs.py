@@ -9,6 +9,7 @@ more; it is handed to ``Store(codec=...)``, and every process that reads the key
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Protocol, cast
 
@@ -19,6 +20,9 @@ from mqkv.errors import InvalidValue, UnreadableValue
 TEXT = "text/plain"
 BYTES = "application/octet-stream"
 JSON = "application/json"
+
+#: How deep lists and objects may stand in one another: what more there may be depends on a process's Python and on its stack.
+DEEPEST = 500
 
 #: Values of these types can be handed out again and again: nobody can change them.
 IMMUTABLE = frozenset({str, bytes, int, float, bool, type(None)})
@@ -57,6 +61,8 @@ class DefaultCodec:
         if not same:
             # Tuples, sets, dates, dicts with int keys, NaN: JSON would give back something else.
             raise InvalidValue(f"a value of type {type(value).__name__} would not come back from JSON as it is: pass a codec")
+        if _is_deep(body):
+            raise InvalidValue(f"lists and dicts may stand in one another {DEEPEST} deep: pass a codec")
         return body, JSON
 
     def may_share(self, body: bytes, content_type: str | None) -> bool:
@@ -119,9 +125,43 @@ def is_well_formed(body: bytes, content_type: str | None) -> bool:
         if content_type is None or content_type.startswith(TEXT):
             body.decode()
         elif content_type == JSON:
-            msgspec.json.decode(body, type=msgspec.Raw)
-            if not body.isascii():  # what stands within a str is passed over by the line above
-                body.decode()
-    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+            if not body.isascii():
+                body.decode()  # msgspec does not look into the strings of what it leaves raw
+            if _is_deep(body):
+                return False
+            try:
+                _raw(body)
+            except RecursionError:
+                _check_flat(body)
+    except (UnicodeDecodeError, msgspec.DecodeError):
         return False
     return True
+
+
+_raw = msgspec.json.Decoder(msgspec.Raw).decode
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+_INNERMOST = re.compile(rb"[\[{][^][{}]*[]}]")
+
+
+def _is_deep(body: bytes) -> bool:
+    if body.count(b"[") + body.count(b"{") <= DEEPEST:
+        return False
+    depth = 0
+    for bracket in re.findall(rb"[][{}]", _STRING.sub(b"", body)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > DEEPEST:
+            return True
+    return False
+
+
+def _check_flat(body: bytes) -> None:
+    """What ``_raw`` does, from within: for one who stands so deep in its own stack that there is no room to descend."""
+    if body.strip(b" \t\r\n")[:1] not in (b"[", b"{"):
+        _raw(body)
+    _raw(b"[%b]" % b",".join(_STRING.findall(body)))
+    flat, found = _STRING.sub(b'""', body), 1
+    while found:
+        for inner in set(_INNERMOST.findall(flat)):
+            _raw(inner)
+        flat, found = _INNERMOST.subn(b"null", flat)
+    _raw(flat)

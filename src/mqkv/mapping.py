@@ -11,6 +11,9 @@ from mqkv.store import Store
 
 _ABSENT: Any = object()
 
+#: How often a value may come and go between a look and a step, before there must be another reason.
+_TRIES = 10
+
 D = TypeVar("D", bound="StreamDict")
 
 
@@ -19,9 +22,9 @@ class StreamDict(MutableMapping[str, Any]):
 
     Made from a URL (the shared layout and the name "dict", unless told otherwise; options are those of :class:`mqkv.Store`), or
     from a store, which stays open when the dict is closed. Each iteration, of the dict or of a view, and ``==`` work on the keys
-    of one moment, in the order in which they were first written (in a keyspace with ``max_entries``: last written). A value that
-    was changed in place must be set again. ``pop``, ``popitem`` and ``setdefault`` are one step each, whoever else writes; so is
-    ``update`` in the shared layout.
+    of one moment, in the order in which they were first written (in a keyspace with ``max_entries``: last written); so does
+    ``copy()``, where ``dict(d)`` asks for each key by itself. A value that was changed in place must be set again. ``pop``,
+    ``popitem`` and ``setdefault`` are one step each, whoever else writes; so is ``update`` in the shared layout.
 
     What was made from a URL can be pickled, to be opened in another process: the pickle holds the URL, with its password.
     """
@@ -124,16 +127,18 @@ class StreamDict(MutableMapping[str, Any]):
     def setdefault(self, key: str, default: Any = None) -> Any:
         """The value; where there is none, ``default``, unless another was quicker. What comes back is not what is stored: if you
         change it, set it again."""
-        while True:
+        for _ in range(_TRIES):
             value = self._store.get(key, _ABSENT)
             if value is not _ABSENT:
                 return value
             if self._store.add(key, default):
                 return default
+        self._store.set(key, default)  # what is there can't be read, and counts as absent
+        return default
 
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Set many keys, as one batch in the shared layout."""
-        self._store.set_many(dict(other, **more))
+        self._store.set_many(dict(other.copy() if isinstance(other, StreamDict) else other, **more))
 
     def discard(self, key: str) -> None:
         """Delete a key that may be there or not, without asking."""

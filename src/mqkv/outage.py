@@ -10,7 +10,8 @@ Rules:
 3. Reads may work where writes do not (no permission, an alarm of the broker): they are let through again by themselves, and only
    a write ends what a failed write began.
 4. A read may have been answered by memory: it ends nothing while the process is out of touch.
-5. An outage is two lines in the log, its beginning and its end, however many calls it costs.
+5. What ends otherwise (by its caller's fault, cancelled) tells nothing, and the next caller finds out.
+6. An outage is two lines in the log, its beginning and its end, however many calls it costs.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mqkv.errors import ConnectionFailed, Error, LockTimeout, UpgradeRequired
+from mqkv.errors import ConnectionFailed, Error, KeyNotFound, LockTimeout, NotANumber, UnreadableValue, UpgradeRequired
 from mqkv.logfmt import line
 
 #: For how many seconds a broker that failed is left alone, at least and at most.
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
+
+#: Errors that only an answer can bring.
+_ANSWERS = (KeyNotFound, NotANumber, UnreadableValue)
 
 
 def is_outage(error: BaseException) -> bool:
@@ -58,7 +62,7 @@ class Outage:
         self._spared = 0
 
     def resting(self, *, writing: bool) -> bool:
-        """Whether to go on without the broker. Who is told False finds out, and says so by ``failed`` or ``worked``."""
+        """Whether to go on without the broker. Who is told False finds out, and says so by ``worked`` or ``told``."""
         if not self.on:
             return False
         now = self._now()
@@ -82,6 +86,24 @@ class Outage:
         self.on = True
         if not self._began and self._began.setdefault("at", begun) is begun:
             self._logger.warning("%s", line("outage", status="began", error=type(error).__name__, reason=error))
+
+    def told(self, error: BaseException, begun: float, *, writing: bool) -> bool:
+        """A call that began at ``begun``, by the monotonic clock, ended by an error. Whether that is an outage."""
+        if isinstance(error, Error) and is_outage(error):
+            self.failed(error, begun, writing=writing)
+            return True
+        if isinstance(error, _ANSWERS):
+            self.worked(writing=writing)
+        elif self.on:
+            self._pass_on(writing=writing)
+        return False
+
+    def _pass_on(self, *, writing: bool) -> None:
+        now = self._now()
+        if self._reads is not None:
+            self._reads = now
+        if writing and self._writes is not None:
+            self._writes = now
 
     def worked(self, *, writing: bool) -> None:
         """A call was done; by memory alone, perhaps."""
@@ -107,12 +129,10 @@ class Outage:
         begun = self._now()
         try:
             result = verb(*arguments, **options)
-        except Error as error:
-            if not is_outage(error):
-                self.worked(writing=writing)
-                raise
-            self.failed(error, begun, writing=writing)
-            return dropped
+        except BaseException as error:
+            if self.told(error, begun, writing=writing):
+                return dropped
+            raise
         if away:
             self.worked(writing=writing)
         return result
@@ -124,9 +144,8 @@ class Outage:
         begun = self._now()
         try:
             result = verb(*arguments, **options)
-        except Error as error:
-            if is_outage(error):
-                self.failed(error, begun, writing=True)
+        except BaseException as error:
+            self.told(error, begun, writing=True)
             raise
         self.worked(writing=True)
         return result

@@ -273,6 +273,20 @@ def test_by_default_a_broker_that_falls_silent_costs_no_more(settings: Any, own_
         own_broker.cont()
 
 
+def test_where_only_writes_fail_none_of_them_holds_up_the_loop(memory_entry: Any, settings: Any) -> None:
+    settings.CACHES = {"default": memory_entry(OPTIONS={"IGNORE_EXCEPTIONS": True})}
+    cache = caches["default"]
+    cache.set("k", 1)
+    outage = cache._shared.outage
+    outage.failed(mqkv.WriteTimeout("an alarm, say"), time.monotonic(), writing=True)
+    outage._reads = None
+
+    async def work() -> object:
+        return await asyncio.wait_for(cache.aset("k", 2, xx=True), 5)
+
+    assert asyncio.run(work()) is False and cache.get("k") == 1
+
+
 def test_health(cache: Any) -> None:
     cache.set("k", 1)
     health = mqkv.django.health()

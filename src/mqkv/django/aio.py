@@ -15,7 +15,6 @@ import mqkv
 from mqkv.django.batches import batches, chunks, log_too_large
 from mqkv.django.redis import seconds_left
 from mqkv.django.stores import Shared
-from mqkv.outage import is_outage
 
 T = TypeVar("T")
 Method = Callable[..., Coroutine[Any, Any, T]]
@@ -80,12 +79,12 @@ class AsyncMethods:
         begun = time.monotonic()
         try:
             result = await call(*arguments, **options)
-        except mqkv.Error as error:
-            if is_outage(error):
-                outage.failed(error, begun, writing=writing)
+        except BaseException as error:
+            if outage.told(error, begun, writing=writing):
                 return dropped
-            outage.worked(writing=writing)
-            self._fail(error)
+            if isinstance(error, mqkv.Error):
+                self._fail(error)
+            raise
         if away:
             outage.worked(writing=writing)
         return result
@@ -154,8 +153,9 @@ class AsyncMethods:
             if ttl == 0:
                 return await self._ado(False, "delete", key)  # type: ignore[no-any-return]
             try:
-                if await self._ado(False, "compare_and_set", key, value, entry.revision, ttl=ttl):
-                    return True
+                done = await self._ado(None, "compare_and_set", key, value, entry.revision, ttl=ttl)
+                if done is not False:  # None: dropped
+                    return bool(done)
             except mqkv.ValueTooLarge as error:
                 return await self._adrop_too_large(key, error)
         return False

@@ -62,6 +62,9 @@ class StreamInvalidation(RegionInvalidationStrategy):  # type: ignore[misc, unus
             body = f"{changed.hard!r} {changed.soft!r}".encode()
             if store.compare_and_set(self._key, body, None if entry is None else entry.revision):
                 return
+            if entry is None and store.entry(self._key) is None:  # what is there can't be read: of another secret, say
+                store.set(self._key, body)
+                return
 
     def is_invalidated(self, timestamp: float) -> bool:
         return timestamp < max(self._times())

@@ -66,11 +66,10 @@ class Locks:
         begun = time.monotonic()
         try:
             had = self._try(lock, timeout)
-        except Error as error:
-            if not is_outage(error):
-                raise
-            outage.failed(error, begun, writing=True)
-            return None
+        except BaseException as error:
+            if outage.told(error, begun, writing=True):
+                return None
+            raise
         outage.worked(writing=True)
         return had
 
