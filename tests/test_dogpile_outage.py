@@ -225,6 +225,9 @@ def test_what_others_wrote_counts_where_only_writes_fail(only_reads: Any) -> Non
     other.delete("deleted")
     region.backend.store.sync()
     assert [region.get(key) for key in ("written", "deleted", "left")] == ["theirs", NO_VALUE, "mine"]
+    other.delete("written")
+    region.backend.store.sync()
+    assert region.get("written") is NO_VALUE, "and what was kept before does not come back"
 
 
 @pytest.mark.parametrize("old", [True, False])

@@ -206,6 +206,7 @@ class StreamBackend(BytesBackend):  # type: ignore[misc, unused-ignore]
             if kept.beside == (self._store.peek(name, NO_VALUE) if found is _DROPPED else found):
                 self._outage.call(None, self._put_back, name, kept, writing=True)
                 return kept.body
+            self._kept.drop(name)
         if found is not _DROPPED:
             return found
         return NO_VALUE if limit is not None and staleness > limit else self._store.peek(name, NO_VALUE)
