@@ -501,6 +501,39 @@ def test_a_storm_of_threads_at_first_use(make: Make) -> None:
     assert len(opened(engine, "s")[1].deliveries) == 30
 
 
+class Struck:
+    """A lock that a signal's exception strikes in, once: when it was just had, or just before."""
+
+    def __init__(self, lock: Any, had: bool) -> None:
+        self._lock, self._had, self._struck = lock, had, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+    def acquire(self, **options: Any) -> bool:
+        if not self._struck:
+            self._struck = True
+            if self._had:
+                self._lock.acquire(**options)
+            raise KeyboardInterrupt
+        return bool(self._lock.acquire(**options))
+
+
+@pytest.mark.parametrize("had", [True, False])
+@pytest.mark.parametrize("verb", ["append", "last"])
+def test_what_strikes_between_lock_and_work_leaves_no_lock(engine: FileEngine, verb: str, had: bool) -> None:
+    engine.declare("s", None, 5)
+    tail, _ = opened(engine, "s")
+    calls: dict[str, Callable[[], object]] = {"append": lambda: put(tail), "last": lambda: engine.last("s", 5)}
+    lock = engine._lock
+    engine._lock = Struck(lock, had)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        calls[verb]()
+    engine._lock = lock
+    run_threads([lambda: tail.append(message("later"), 1).result()])
+    assert result(engine.begin_last("s", 5))[1].body == b"later"
+
+
 def test_close_ends_the_listener(engine: FileEngine) -> None:
     engine.listen()
     listener = engine._listener

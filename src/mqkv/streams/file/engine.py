@@ -164,9 +164,10 @@ class FileEngine(Engine):
     def append(self, stream: Stream, message: Message, timeout: float) -> Promise[int]:
         blob = blob_of(message)
         lock = self._lock
-        if not lock.acquire(timeout=timeout):
-            return _broken(WriteTimeout(f"other threads kept {self.url.path} busy for {timeout:g} s; nothing was written"))
+        nested = lock._is_owned()  # type: ignore[attr-defined]
         try:
+            if not lock.acquire(timeout=timeout):
+                return _broken(WriteTimeout(f"other threads kept {self.url.path} busy for {timeout:g} s; nothing was written"))
             base = self._base()
             shared, tails = self._shared, self._tails
             assert shared is not None
@@ -192,7 +193,13 @@ class FileEngine(Engine):
         except (Error, OSError, *database.Failure) as error:
             return _broken(mapped(error, self.url.path, writing=True))
         finally:
-            lock.release()
+            # Here, and in a loop: a signal's exception may have come between an acquire and what follows it, or before it.
+            try:
+                lock.release()
+                while not nested:
+                    lock.release()
+            except RuntimeError:
+                pass
         return Promise.of(offset)
 
     def _insert(self, base: Database, stream: Stream, blob: bytes) -> int:
@@ -246,10 +253,11 @@ class FileEngine(Engine):
     def _with(self, work: Callable[[Database], T], timeout: float, *, writing: bool = False) -> T:
         """Do something with the database, under the lock, and have its errors be ours."""
         lock = self._lock
-        if not lock.acquire(timeout=timeout):
-            kind = WriteTimeout if writing else ConnectionFailed
-            raise kind(f"other threads kept {self.url.path} busy for {timeout:g} s: try again")
+        nested = lock._is_owned()  # type: ignore[attr-defined]
         try:
+            if not lock.acquire(timeout=timeout):
+                kind = WriteTimeout if writing else ConnectionFailed
+                raise kind(f"other threads kept {self.url.path} busy for {timeout:g} s: try again")
             return work(self._base())
         except (Error, OSError, *database.Failure) as error:
             ours = mapped(error, self.url.path, writing=writing)
@@ -257,7 +265,13 @@ class FileEngine(Engine):
                 raise
             raise ours from error
         finally:
-            lock.release()
+            # Here, and in a loop: a signal's exception may have come between an acquire and what follows it, or before it.
+            try:
+                lock.release()
+                while not nested:
+                    lock.release()
+            except RuntimeError:
+                pass
 
     def _exclusively(self, timeout: float, work: Callable[[], None]) -> None:
         """Do something that writes, as the only process."""
