@@ -16,6 +16,7 @@ from broker import Broker, private_broker
 from mqkv.streams.amqp import AmqpEngine
 from mqkv.streams.base import Start
 from mqkv.url import parse
+from nacker import nacker
 from test_amqp_faults import Sink, message, result, until
 
 TIMEOUT = 3.0  # seconds that this broker waits for an acknowledgement; it looks every half second
@@ -89,3 +90,23 @@ def test_what_is_settled_is_not_kept(broker: Any, layout: Any, prefix: str) -> N
             tracemalloc.stop()
         assert kept < 10 * 2**20
         store.purge()
+
+
+def test_who_asks_for_less_silence_later_is_heard(broker: Any) -> None:
+    """The connection is there, and the next look at it was due in a quarter of a minute."""
+    stream = f"quiet-{uuid.uuid4().hex}"
+    with nacker(broker.port, lambda n: False) as proxy:
+        engine = AmqpEngine(parse(broker.url.replace(f":{broker.port}/", f":{proxy.address}/")))
+        try:
+            engine.keep_in_touch(60)
+            engine.declare(stream, None, 10)
+            sink = Sink()
+            result(engine.open(stream, Start.FIRST, sink).ready)
+            engine.keep_in_touch(0.5)
+            proxy.passes = lambda frame: False
+            until(lambda: sink.events == ["interrupted"], 3)
+        finally:
+            proxy.passes = lambda frame: True
+            proxy.cut()
+            engine.delete(stream, 10)
+            engine.close()

@@ -22,6 +22,8 @@ from mqkv.streams.amqp.session import PREFETCH, Channel, Session
 from mqkv.streams.amqp.tasks import spawn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mqkv.streams.amqp.link import Link
 
 #: Looks in the time that silence may last.
@@ -51,17 +53,24 @@ class Pulse:
         self._received = 0
         self._looked = self._heard = 0.0
         self._asking = self._silent = False
+        self._forget_look: Callable[[], None] = lambda: None
 
     def keep(self, within: float) -> None:
         """Notice from now on when nothing was heard for so many seconds; the least that anybody asked for holds."""
-        self._within = min(self._within, within)
+        if within >= self._within:
+            return
+        self._within = within
         session = self._link.session
         if session is not None:
             self._link.call(lambda: self.begin(session))
 
     def begin(self, session: Session) -> None:
-        """A connection is there."""
-        if self._within == float("inf") or self._session is session:
+        """A connection is there, or its silence may last less long than before."""
+        if self._within == float("inf"):
+            return
+        if self._session is session:
+            self._forget_look()
+            self._again(session)
             return
         self._session, self._channel = session, None
         self._asking = self._silent = False
@@ -70,7 +79,7 @@ class Pulse:
         self._again(session)
 
     def _again(self, session: Session) -> None:
-        self._link.later(self._within / LOOKS, lambda: self._look(session))
+        self._forget_look = self._link.later(self._within / LOOKS, lambda: self._look(session))
 
     def _look(self, session: Session) -> None:
         if self._session is not session or session.drop is not None:
