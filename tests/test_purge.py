@@ -37,3 +37,23 @@ def test_writers_do_not_notice_a_purge(url: str, prefix: str, layout: Any) -> No
             thread.join()
         store.purge()
     assert not problems, problems[:5]
+
+
+def test_who_was_held_up_in_a_purge_reads_what_there_is(broker: Any, prefix: str, layout: Any) -> None:
+    """No stream is an absent key, also where the word of its end comes as a fresh read has begun."""
+    with (
+        mqkv.Store(broker.url, prefix=prefix, layout=layout) as store,
+        mqkv.Store(f"{broker.url}?connect_timeout=6", prefix=prefix, layout=layout) as other,
+    ):
+        link = store._open_keyspace().engine._link  # type: ignore[attr-defined]
+        for ask in (lambda: store.get("k", fresh=True), store.sync):
+            store.set("k", 1)
+            purged = threading.Event()
+            link.call(lambda purged=purged: purged.wait(10))
+            other.purge()
+            timer = threading.Timer(0.2, purged.set)
+            timer.start()
+            assert ask() is None
+            timer.join()
+        assert store.get("k", fresh=True) is None
+        store.purge()

@@ -15,8 +15,11 @@ import pytest
 import mqkv
 from lock_tools import until
 from mqkv import inbox
+from mqkv.fold import Cell
 from mqkv.layout import following
+from mqkv.logfmt import Log
 from mqkv.streams.base import MESSAGE
+from mqkv.table import Event
 
 
 def take(watch: mqkv.Watch, count: int, timeout: float = 10) -> list[mqkv.Change]:
@@ -518,3 +521,27 @@ def test_an_async_watch(url: str, layout: Any, prefix: str, small: None) -> None
             await store.purge()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("release", [1, 2, 3])
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_waits_is_counted_as_it_overflows(batch: bool, release: int) -> None:
+    """Right where its reader has let go of the lock for the first time, or the second, ..."""
+    cell = Cell(b"x" * (inbox.LIMIT // 2), None, None, 1, None, 1)
+    event = Event("batch", many={"k": cell}) if batch else Event("set", "k", cell)
+    releases = [0]
+
+    class Passing(threading.Condition):
+        def __exit__(self, *problem: Any) -> None:
+            super().__exit__(*problem)
+            releases[0] += 1
+            if releases[0] == release:
+                for _ in range(3):
+                    waiting.offer(event)
+
+    waiting = inbox.Inbox("*", lambda key: True, Log(None))
+    waiting.offer(event)
+    waiting._changed = Passing()
+    while waiting.take() is not None or len(waiting):
+        pass
+    assert releases[0] >= release and waiting._size == 0

@@ -130,7 +130,9 @@ class Inbox:
                         self._batch, self._batch_size = event, size
                         self._rest, self._to_come = iter(event.many.items()), len(event.many)
                         continue
-                self._shrink(size)
+                    room = self._less(size)
+                if room is not None:
+                    room.resolve(None)
                 return event
 
     def _next_of(self, batch: Event) -> Event | None:
@@ -142,19 +144,21 @@ class Inbox:
                 found = one_of(batch, key, cell)
                 break
         if not self._to_come:
-            size, self._batch_size = self._batch_size, 0
             self._batch = None
-            self._shrink(size)
+            with self._changed:
+                size, self._batch_size = self._batch_size, 0
+                room = self._less(size)
+            if room is not None:
+                room.resolve(None)
         return found
 
-    def _shrink(self, size: int) -> None:
-        with self._changed:
-            self._size -= size
-            room = None
-            if self._room is not None and not self.full:
-                room, self._room = self._room, None
-        if room is not None:
-            room.resolve(None)
+    def _less(self, size: int) -> Promise[None] | None:
+        """Under the lock in which it was taken out: so much waits no more; who may be told of it."""
+        self._size -= size
+        if self._room is None or self.full:
+            return None
+        room, self._room = self._room, None
+        return room
 
     # Its life
 

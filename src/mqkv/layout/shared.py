@@ -128,9 +128,9 @@ class SharedKeyspace(Keyspace):
             await self.write(record, deadline, confirm=True)
 
     async def sync(self, deadline: Deadline) -> None:
-        table = await self._loaded(deadline)
-        if table is not None:
-            await self._barrier(table, deadline)
+        while (table := await self._loaded(deadline)) is not None:
+            if await self._level(table, deadline):
+                break
         if self._locks is not None and self._locks.tables():
             await self._locks.sync(deadline)
 
@@ -220,8 +220,8 @@ class SharedKeyspace(Keyspace):
             table = await self._loaded(deadline)
             if table is None:
                 return None
-            if fresh:
-                await self._barrier(table, deadline)
+            if fresh and not await self._level(table, deadline):
+                continue
             try:
                 return read(table)
             except Rebuilding:
@@ -292,8 +292,19 @@ class SharedKeyspace(Keyspace):
         if not await self._opening.take(opening(deadline)):
             raise deadline.late(f"somebody else has been opening stream {self.stream} for {deadline}")
 
+    async def _level(self, table: Table, deadline: Deadline) -> bool:
+        """Wait until all that anybody has written before is folded here; False where the stream was deleted instead."""
+        try:
+            await self._barrier(table, deadline)
+        except StreamMissing:
+            if table is self._table:
+                self._drop()
+            if not deadline.left:
+                raise
+            return False
+        return True
+
     async def _barrier(self, table: Table, deadline: Deadline) -> None:
-        """Wait until all that anybody has written before is folded here."""
         if self.engine.exact:
             self.catch_up()
             return
