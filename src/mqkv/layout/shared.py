@@ -167,6 +167,8 @@ class SharedKeyspace(Keyspace):
 
     async def live(self, key: str, deadline: Deadline, *, create: bool) -> Table:
         while True:
+            if self.signal[0] != self.seen:  # or a table is taken for that of a stream that another process has deleted
+                self.catch_up()
             table = await self._writable(deadline, create)
             if table.rebuilt.done():
                 return table
