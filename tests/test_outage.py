@@ -137,6 +137,19 @@ def test_what_says_nothing_of_the_broker_ends_nothing_and_holds_nobody_up(
         assert world.write() == "answer" and not world.outage.on, "the next one finds out at once"
 
 
+def test_what_another_finds_meanwhile_counts(world: World) -> None:
+    world.error = ERROR
+    world.write()
+    world.error, world.now = None, world.now + 2
+
+    def in_touch() -> bool:
+        world.outage.failed(ERROR, world.now, writing=True)
+        return True
+
+    world.outage._in_touch = in_touch
+    assert world.write() == "answer" and world.outage.on and world.outage.resting(writing=True)
+
+
 @pytest.mark.parametrize("error", [mqkv.KeyNotFound("k"), mqkv.NotANumber("k")])
 def test_an_error_that_is_an_answer_ends_it(world: World, error: mqkv.Error) -> None:
     world.error = ERROR

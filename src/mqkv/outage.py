@@ -109,7 +109,11 @@ class Outage:
         """A call was done; by memory alone, perhaps."""
         if not self.on:
             return
-        if self._in_touch():
+        seen = self._reads, self._writes
+        in_touch = self._in_touch()
+        if seen != (self._reads, self._writes):
+            return  # another has found out since
+        if in_touch:
             self._reads = None
             if writing:
                 self._writes = None
