@@ -501,7 +501,7 @@ class AmqpTail(Tail):
         self._recent.clear()
         self.stream.seen.forget(self.stream.name)
         self.position = self.stream.top = -1
-        self.taken = 0
+        self.taken = self.delivered = 0  # of the log that is gone
         self.stream.disavow()
         self._from = 0
         self._placed = self._start is not Start.LAST
