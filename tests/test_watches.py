@@ -545,3 +545,11 @@ def test_what_waits_is_counted_as_it_overflows(batch: bool, release: int) -> Non
     while waiting.take() is not None or len(waiting):
         pass
     assert releases[0] >= release and waiting._size == 0
+
+
+def test_a_batch_that_is_larger_than_the_bound_tells_no_deletes(prefix: str) -> None:
+    with mqkv.Store(f"memory://{prefix}", layout="shared", max_entries=2) as store, store.watch("*") as watch:
+        store.set_many({"a": 1, "b": 2, "c": 3})
+        changes = [watch.get(5), watch.get(5)]
+        assert [(each.kind, each.key) for each in changes if each is not None] == [("set", "b"), ("set", "c")]
+        assert watch.get(0) is None
