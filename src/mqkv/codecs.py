@@ -140,14 +140,21 @@ def is_well_formed(body: bytes, content_type: str | None) -> bool:
 
 _raw = msgspec.json.Decoder(msgspec.Raw).decode
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _INNERMOST = re.compile(rb"[\[{][^][{}]*[]}]")
 
 
 def _is_deep(body: bytes) -> bool:
     if body.count(b"[") + body.count(b"{") <= DEEPEST:
         return False
+    outside = _STRING.sub(b"", body) if b"\\" in body else b"".join(body.split(b'"')[::2])
+    brackets = left = outside.translate(None, _NO_BRACKETS)
+    for _ in range(4):  # two levels at most, each; what is broad and not deep comes to nothing
+        left = left.replace(b"{}", b"").replace(b"[]", b"")
+    if len(left) <= DEEPEST - 8:
+        return False
     depth = 0
-    for bracket in re.findall(rb"[][{}]", _STRING.sub(b"", body)):
+    for bracket in brackets:
         depth += 1 if bracket in b"[{" else -1
         if depth > DEEPEST:
             return True
