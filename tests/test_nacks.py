@@ -119,8 +119,9 @@ def test_what_is_confirmed_and_on_its_way_is_not_overtaken(broker: Any) -> None:
                 result(each.append(message(b"first"), 10))
             held: list[Any] = []
             receive, tail.receive = tail.receive, held.append  # type: ignore[attr-defined]
+            began = proxy.published
             promises = [tail.append(message(b"%d" % number), 10) for number in range(4)]
-            until(lambda: not engine._publisher._unconfirmed)
+            until(lambda: proxy.published == began + 4 and not engine._publisher._unconfirmed)
             before = proxy.published
             proxy.breaks.add(before + 1)
             refused = neighbour.append(message(b"refused"), 10)
