@@ -18,6 +18,7 @@ import pytest
 
 import mqkv
 from mqkv.streams.amqp import AmqpEngine
+from mqkv.streams.amqp.questions import Question
 from mqkv.streams.base import Promise, Start
 from mqkv.url import parse
 from test_amqp_faults import Cut, Sink, message, result, until
@@ -179,6 +180,23 @@ def test_a_thread_that_is_interrupted(broker: Any, layout: Any, prefix: str, see
         assert interrupts > 20 and written > 0
         assert history == sorted(history) and written in history
         store.purge()
+
+
+def test_the_main_thread_runs_no_task_of_the_engine(engine: AmqpEngine, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's exception strikes there: it must come out of the call, and a task would keep it."""
+    result(engine.open(stream, Start.FIRST, Sink()).append(message(b"one"), 10))
+    askers: list[threading.Thread] = []
+    begin = Question.begin
+
+    def noted(question: Question[Any], ask: Any) -> None:
+        askers.append(threading.current_thread())
+        begin(question, ask)
+
+    monkeypatch.setattr(Question, "begin", noted)
+    for _ in range(20):
+        engine.last(stream, 5)
+    assert threading.current_thread() is threading.main_thread() and threading.main_thread() not in askers
+    assert len(askers) == 20
 
 
 def test_forks_while_threads_send(engine: AmqpEngine, stream: str) -> None:

@@ -9,6 +9,7 @@ It knows the link, tails, reads and the publisher, and puts them together. Rules
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -136,7 +137,9 @@ class AmqpEngine(Engine):
             question.begin(ask)
             return True
 
-        if not self._link.here(begin, question):
+        # Signals' exceptions strike in the main thread, and a task that runs there would take one for its own, and keep it.
+        mine = threading.current_thread() is not threading.main_thread()
+        if not (mine and self._link.here(begin, question)):
             self._link.call(lambda: question.begin(ask))
         if self._link.closed:
             question.promise.reject(Closed("this engine was closed meanwhile"))
