@@ -50,7 +50,7 @@ def answer_of(outcome: Outcome | None, record: Record) -> Answer | None:
     body = outcome.cell.body if outcome.cell is not None and record.op in ("incr", "pop") else None
     if record.op == "incr" and body is not None:
         body = json.dumps(json.loads(body)).encode()
-    return Answer(outcome.found, outcome.done, body, outcome.hits, bool(outcome.why))
+    return Answer(outcome.found, outcome.done, body, len(outcome.hits), bool(outcome.why))
 
 
 def same(one: State, other: State) -> bool:

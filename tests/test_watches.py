@@ -556,6 +556,16 @@ def test_what_waits_is_counted_as_it_overflows(batch: bool, release: int) -> Non
     assert releases[0] >= release and waiting._size == 0
 
 
+def test_a_delete_of_many_tells_those_that_were_there(url: str, layout: Any, prefix: str) -> None:
+    with mqkv.Store(url, prefix=prefix, layout=layout, read_timeout=5) as store, store.watch("*") as watch:
+        store.set("b", 1)
+        assert store.delete_many(["a", "b", "c"]) == 1
+        assert store.delete_many(["a", "b"]) == 0
+        store.set("end", 1)
+        assert [(change.kind, change.key) for change in take(watch, 3)] == [("set", "b"), ("delete", "b"), ("set", "end")]
+        store.purge()
+
+
 def test_a_batch_that_is_larger_than_the_bound_tells_no_deletes(prefix: str) -> None:
     with mqkv.Store(f"memory://{prefix}", layout="shared", max_entries=2) as store, store.watch("*") as watch:
         store.set_many({"a": 1, "b": 2, "c": 3})

@@ -131,7 +131,7 @@ def _delete_many(state: State, offset: int, record: Record) -> Outcome | None:
     batch = record.batch
     if batch is None:
         return None
-    hits = sum(state.live(key, record) is not None for key in batch.keys)
+    hits = [key for key in batch.keys if state.live(key, record) is not None]
     for key in batch.keys:
         state.cells.pop(key, None)
     return Outcome("batch", keys=batch.keys, hits=hits)

@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
     done: bool = True  #: whether the operation's condition held
     cell: Cell | None = None  #: what the operation made, or took away
     keys: Sequence[str] = ()  #: those of a batch
-    hits: int = 0  #: how many of those had a value before
+    hits: Sequence[str] = ()  #: those of a batch of deletes that had a value before
     why: str = ""  #: why an operation could not be done, where its condition held
 
 

@@ -298,9 +298,12 @@ class Table(View):
             self._show_all(outcome.keys)
             if self._subscribers:
                 told = {key: state.cells.get(key) for key in outcome.keys}
-                if record.op == "set_many":  # what it set and is not there was evicted by the rest of it
+                if record.op == "delete_many":
+                    told = dict.fromkeys(outcome.hits)
+                elif record.op == "set_many":  # what it set and is not there was evicted by the rest of it
                     told = {key: cell for key, cell in told.items() if cell is not None}
-                self._tell("batch", "", None, offset, record.written_ms, told)
+                if told:
+                    self._tell("batch", "", None, offset, record.written_ms, told)
         elif kind == "lock":
             for name in outcome.keys or (key,):
                 self._hearing.note(name, state.locks.get(name))

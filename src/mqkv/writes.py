@@ -206,7 +206,7 @@ class Verbs(Reads):
             except StreamMissing:
                 return 0
             if outcome is not None:
-                return outcome.hits
+                return len(outcome.hits)
             if self._confirm:
                 raise OutcomeUnknown(
                     f"the log was rewritten while delete_many of {len(wanted)} keys was under way: read, and decide"
