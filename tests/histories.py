@@ -296,7 +296,7 @@ def read_log(url: str, prefix: str, layout: str, keys: Sequence[str]) -> list[Lo
                 tail.close()
                 for offset, message in sink.deliveries:
                     record = parse(message, key or None)
-                    if record.key and record.op != "sync":
+                    if record.key and record.op not in ("sync", "state"):  # anchors are nobody's call
                         found.append(Logged(record.key, offset, message))
     finally:
         engine.close()

@@ -56,6 +56,7 @@ class Publisher:
         self._number = 0
         self._unconfirmed: dict[int, Append] = {}
         self._sequence = 0
+        self._said = "it was lost"  # why the broker closed a channel last (LavinMQ may have confirmed what it refused)
         self._trusted = False  # this channel has taken a message
         self._backlog: deque[Append] = deque()  # to be sent, behind those on trial
         self._trial: list[Append] = []
@@ -350,7 +351,8 @@ class Publisher:
         for append in [each for each in tail.waiting.values() if each.copies]:
             overtaken = append.number < tail.delivered and self._due(append)
             if overtaken or (append.nacked and append.number < tail.taken):
-                reason = Dropped("basic.nack: it took later ones of this stream, so this one is not sent again")
+                why = "basic.nack" if append.nacked else self._said
+                reason = Dropped(f"{why}: it took later ones of this stream, so this one is not sent again")
                 self._refuse(append, reason, doubt=not append.nacked)
 
     def unhold(self, tail: AmqpTail) -> None:
@@ -376,6 +378,7 @@ class Publisher:
         if session.connection.is_closing or session.connection.is_closed:
             return  # then ``down`` comes
         reason = channel.drop or Dropped("closed")
+        self._said = str(reason)
         limit = size_limit(reason)
         under_way, trial = list(self._unconfirmed.values()), self._trial
         self._clear()

@@ -295,7 +295,7 @@ def mapped(error: BaseException, path: str, *, writing: bool = False) -> Error:
         return ConnectionFailed(f"{path} is locked by another program: try again")
     if "full" in text:
         return ConnectionFailed(f"the disk of {path} is full: nothing was written; make room")
-    if isinstance(error, UnicodeDecodeError) or any(word in text for word in _DAMAGE):
+    if not text or isinstance(error, UnicodeDecodeError) or any(word in text for word in _DAMAGE):
         return StreamDamaged(f"{path} is damaged or no database of mqkv ({text}): restore it from a backup, or move it away")
     if "I/O" in text and writing:
         return OutcomeUnknown(f"the disk of {path} failed while writing ({text}): the record may come to stand there, or not")
