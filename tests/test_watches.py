@@ -325,16 +325,6 @@ def test_a_past_whose_stream_is_deleted(url: str, layout: Any, prefix: str, smal
         store.purge()
 
 
-def test_a_watch_from_a_revision_to_come(url: str, layout: Any, prefix: str) -> None:
-    with mqkv.Store(url, prefix=prefix, layout=layout, read_timeout=5) as store:
-        start = store.set("k", 0) + 5
-        with store.watch("k", start=start) as watch:
-            revisions = [store.set("k", number) for number in range(1, 10)]
-            wanted = [revision for revision in revisions if revision >= start]
-            assert [change.revision for change in take(watch, len(wanted))] == wanted
-        store.purge()
-
-
 def test_a_watch_from_a_revision_hears_a_log_that_was_rewritten(url: str, layout: Any, prefix: str) -> None:
     with mqkv.Store(url, prefix=prefix, layout=layout, read_timeout=5) as store:
         for number in range(20):

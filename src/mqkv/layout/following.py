@@ -166,7 +166,7 @@ class Following:
                 self.close()
                 raise
         with self._gate:
-            self._after = -1 if self._past is None else max(self._past.told, self._past.start - 1)
+            self._after = -1 if self._past is None else self._past.told
             self._start, self._past, self._live = 0, None, True
             held, self._held = self._held or [], None
             for event in held:
@@ -230,7 +230,7 @@ class Past:
         self._stopped = False
         self._source = source
         self._key = key
-        self.start = start  #: what comes before this offset is not told; 0 once the log is another one
+        self._start = start
         self._tell = tell
         self._begin()
 
@@ -271,7 +271,7 @@ class Past:
                 return False
             if not piece or piece[0] != self._tip:  # the log is another one, or its beginning went past us
                 self._tell(RESET)
-                self.start, self.told = 0, -1
+                self._start, self.told = 0, -1
                 self._begin()
                 return False
             piece = piece[1:]
@@ -296,5 +296,5 @@ class Past:
         return True
 
     def _told(self, event: Event) -> None:
-        if event.offset >= self.start and (self._until is None or event.offset <= self._until):
+        if event.offset >= self._start and (self._until is None or event.offset <= self._until):
             self._tell(event)
